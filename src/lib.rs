@@ -5,7 +5,17 @@
 //! | [`error`] | statuses and messages |
 //! | [`memory`] | memory kinds and descriptors: the words that all rooms share |
 //! | [`transport`] | moving bytes: the trait, NIXL, and the built-in one for a single host |
+//! | [`agent`] | one rank's endpoint: registrations, remote agents, notifications, direct transfers |
+//! | [`side_channel`] | metadata exchange before any transport connects two agents |
+//! | [`capi`] | the C boundary; everything in `kvferry.h` |
+//!
+//! Arrows go one way: `capi` to `agent` to `transport`, `capi` to
+//! `side_channel`, and from all of them to the words.
 
+pub mod agent;
+pub mod capi;
 pub mod error;
 pub mod memory;
+pub mod side_channel;
+mod sync;
 pub mod transport;

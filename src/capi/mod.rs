@@ -1,0 +1,19 @@
+//! The C boundary: the only room with `extern "C"`, raw pointers and the panic guard.
+//!
+//! No logic lives here. Each function checks its arguments, calls one room, and translates the
+//! result. One file per section of the header; the header itself is generated from these files
+//! (`build.rs`), so their documentation is the manual that C programmers read.
+
+#![allow(non_camel_case_types)]
+
+pub mod agent;
+pub mod library;
+pub mod logging;
+pub mod output;
+pub mod side_channel;
+pub mod status;
+pub mod transfer;
+
+mod guard;
+mod handle;
+mod input;

@@ -1,0 +1,213 @@
+//! Side channel: exchanging metadata before any transport connects two agents.
+
+use std::ffi::c_char;
+use std::sync::Arc;
+use std::time::Duration;
+
+use once_cell::sync::Lazy;
+
+use super::guard::guard;
+use super::handle::Table;
+use super::input::{Plain, nonzero, opt_text, options, out, slice, text};
+use super::logging;
+use super::output::{self, kvf_buffer, write_optional};
+use super::status::kvf_status;
+use crate::error::Result;
+use crate::side_channel::{self, ListenOptions, RequestOptions, SideChannel};
+
+/// A listener that gives metadata to whoever asks. All zero is the null handle.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct kvf_side_channel {
+    /// Opaque. Zero is null.
+    pub id: u64,
+}
+
+/// How to listen. Start from `kvf_side_channel_options_default()`; zero is the default of every field.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvf_side_channel_options {
+    /// `sizeof(kvf_side_channel_options)`.
+    pub struct_size: u32,
+    /// Clients served at once; 0 is 256.
+    pub max_connections: u32,
+    /// `"tcp"`, which NULL means too: one message, a 4-byte big-endian length and the payload, to
+    /// each client that connects.
+    pub kind: *const c_char,
+    /// Address or host name to listen on; NULL is `127.0.0.1`. Anything that other hosts can reach
+    /// must be asked for: metadata is not authenticated.
+    pub host: *const c_char,
+    /// Longest metadata in bytes; 0 is 64 MiB.
+    pub max_message_bytes: u64,
+    /// How long one client may take, in milliseconds; 0 is 5,000.
+    pub timeout_ms: u64,
+    /// Port; 0 lets the system choose (`kvf_side_channel_address()` tells).
+    pub port: u16,
+    /// Zero.
+    pub reserved: [u8; 6],
+}
+
+// SAFETY: integers and raw pointers only.
+unsafe impl Plain for kvf_side_channel_options {}
+
+static CHANNELS: Lazy<Table<Arc<dyn SideChannel>>> = Lazy::new(|| Table::new(4, "side channel"));
+
+/// Starts a listener that hands out `metadata`. It has a thread of its own; a slow, silent or
+/// hostile client costs the others nothing.
+///
+/// @param options   May be NULL.
+/// @param metadata  Any bytes, also none; copied.
+/// @param channel   Receives the handle; end it with `kvf_side_channel_shutdown()`.
+/// @return `KVF_ERR_BUSY` if the port is taken. Any thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_side_channel_listen(
+    options: *const kvf_side_channel_options,
+    metadata: *const u8,
+    metadata_len: usize,
+    channel: *mut kvf_side_channel,
+) -> kvf_status {
+    guard(|| {
+        logging::init();
+        // SAFETY: the caller's contract, here and in every block below of this file.
+        let (metadata, channel) =
+            unsafe { (slice(metadata, metadata_len, "metadata")?, out(channel, "channel")?) };
+        // SAFETY: as above.
+        let (kind, options) = unsafe { listen_options(options) }?;
+        let listener = side_channel::listen(kind, &options, metadata.to_vec())?;
+        channel.write(kvf_side_channel { id: CHANNELS.insert(Arc::new(listener))? });
+        Ok(())
+    })
+}
+
+/// Replaces the metadata. Clients that connect from now on get the new bytes; none gets a mixture.
+/// Any thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_side_channel_set_metadata(
+    channel: kvf_side_channel,
+    metadata: *const u8,
+    metadata_len: usize,
+) -> kvf_status {
+    guard(|| {
+        // SAFETY: the caller's contract.
+        let metadata = unsafe { slice(metadata, metadata_len, "metadata") }?;
+        CHANNELS.get(channel.id)?.set_metadata(metadata.to_vec())
+    })
+}
+
+/// Where it listens.
+///
+/// @param host  Receives the address as text; free with `kvf_buffer_free()`. May be NULL.
+/// @param port  Receives the port. May be NULL. Any thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_side_channel_address(
+    channel: kvf_side_channel,
+    host: *mut kvf_buffer,
+    port: *mut u16,
+) -> kvf_status {
+    guard(|| {
+        let addr = CHANNELS.get(channel.id)?.local_addr();
+        // SAFETY: the caller's contract.
+        unsafe {
+            write_optional(host, || output::buffer(addr.ip().to_string()));
+            write_optional(port, || addr.port());
+        }
+        Ok(())
+    })
+}
+
+/// Whether clients are being served.
+///
+/// @param running  Receives 1 or 0. Any thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_side_channel_is_running(
+    channel: kvf_side_channel,
+    running: *mut u8,
+) -> kvf_status {
+    guard(|| {
+        // SAFETY: the caller's contract.
+        let running = unsafe { out(running, "running") }?;
+        running.write(CHANNELS.get(channel.id)?.is_running().into());
+        Ok(())
+    })
+}
+
+/// Stops the listener, cuts its clients, frees the port, and ends the handle. Any thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn kvf_side_channel_shutdown(channel: kvf_side_channel) -> kvf_status {
+    guard(|| {
+        CHANNELS.remove(channel.id)?.shutdown();
+        Ok(())
+    })
+}
+
+/// Asks a listener for its metadata. It tries once.
+///
+/// @param kind        `"tcp"`, which NULL means too.
+/// @param host        Address or host name.
+/// @param timeout_ms  For everything: look-up, connection, every byte; 0 is 5,000.
+/// @param max_bytes   Longest answer that is accepted; 0 is 64 MiB.
+/// @param metadata    Free with `kvf_buffer_free()`.
+/// @return `KVF_ERR_TIMEOUT`; `KVF_ERR_PEER_LOST` if nobody listens or the answer breaks off;
+///         `KVF_ERR_PEER_INCOMPATIBLE` if it is too long. Any thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_side_channel_request(
+    kind: *const c_char,
+    host: *const c_char,
+    port: u16,
+    timeout_ms: u64,
+    max_bytes: u64,
+    metadata: *mut kvf_buffer,
+) -> kvf_status {
+    guard(|| {
+        logging::init();
+        // SAFETY: the caller's contract.
+        let (kind, host, metadata) = unsafe {
+            (opt_text(kind, "kind")?, text(host, "host")?, out(metadata, "metadata")?)
+        };
+        let defaults = RequestOptions::default();
+        let options = RequestOptions {
+            timeout: nonzero(timeout_ms).map_or(defaults.timeout, Duration::from_millis),
+            max_message: nonzero(max_bytes).map_or(defaults.max_message, size),
+        };
+        let bytes = side_channel::request(kind.unwrap_or(DEFAULT_KIND), host, port, &options)?;
+        metadata.write(output::buffer(bytes));
+        Ok(())
+    })
+}
+
+const DEFAULT_KIND: &str = "tcp";
+
+/// A size from C. What does not fit is larger than anything anyway.
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// # Safety
+/// `ptr` is null, or it and what it points to are valid.
+unsafe fn listen_options<'a>(
+    ptr: *const kvf_side_channel_options,
+) -> Result<(&'a str, ListenOptions)> {
+    // SAFETY: by contract, here and below.
+    let o = unsafe { options(ptr, "options") }?;
+    if o.reserved != [0; 6] {
+        return Err(crate::error::Error::invalid("options.reserved is not zero"));
+    }
+    // SAFETY: by contract.
+    let (kind, host) =
+        unsafe { (opt_text(o.kind, "options.kind")?, opt_text(o.host, "options.host")?) };
+    let defaults = ListenOptions::default();
+    let options = ListenOptions {
+        host: host.map_or(defaults.host, str::to_owned),
+        port: o.port,
+        max_message: nonzero(o.max_message_bytes).map_or(defaults.max_message, size),
+        max_connections: nonzero(o.max_connections)
+            .map_or(defaults.max_connections, |n| size(n.into())),
+        timeout: nonzero(o.timeout_ms).map_or(defaults.timeout, Duration::from_millis),
+    };
+    Ok((kind.unwrap_or(DEFAULT_KIND), options))
+}
