@@ -30,11 +30,22 @@ fn header(root: &Path) -> String {
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
     let mut builder = cbindgen::Builder::new().with_config(config);
     // In the order of the header's sections.
-    for section in ["status", "library", "logging", "output", "agent", "transfer", "side_channel"] {
+    for section in [
+        "status",
+        "library",
+        "logging",
+        "output",
+        "agent",
+        "transfer",
+        "side_channel",
+    ] {
         builder = builder.with_src(root.join(format!("src/capi/{section}.rs")));
     }
     let mut text = Vec::new();
-    builder.generate().expect("the C interface can be read").write(&mut text);
+    builder
+        .generate()
+        .expect("the C interface can be read")
+        .write(&mut text);
     tidy(&String::from_utf8(text).expect("sources are UTF-8"))
 }
 

@@ -135,7 +135,10 @@ pub struct Error {
 impl Error {
     /// An error with this status and message.
     pub fn new(status: Status, message: impl Into<String>) -> Self {
-        Error { status, message: message.into() }
+        Error {
+            status,
+            message: message.into(),
+        }
     }
 
     /// An [`Status::InvalidArgument`] error.
@@ -154,8 +157,12 @@ impl Error {
         let status = match e.kind() {
             K::PermissionDenied => Status::PermissionDenied,
             K::TimedOut | K::WouldBlock => Status::Timeout,
-            K::ConnectionReset | K::ConnectionAborted | K::BrokenPipe | K::ConnectionRefused
-            | K::NotConnected | K::UnexpectedEof => Status::PeerLost,
+            K::ConnectionReset
+            | K::ConnectionAborted
+            | K::BrokenPipe
+            | K::ConnectionRefused
+            | K::NotConnected
+            | K::UnexpectedEof => Status::PeerLost,
             K::OutOfMemory => Status::ResourceExhausted,
             K::NotFound => Status::NotFound,
             _ if matches!(

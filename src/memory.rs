@@ -20,8 +20,13 @@ pub enum MemKind {
 
 impl MemKind {
     /// Every kind.
-    pub const ALL: [MemKind; 5] =
-        [MemKind::Dram, MemKind::Vram, MemKind::Block, MemKind::Object, MemKind::File];
+    pub const ALL: [MemKind; 5] = [
+        MemKind::Dram,
+        MemKind::Vram,
+        MemKind::Block,
+        MemKind::Object,
+        MemKind::File,
+    ];
 
     /// The kind with this number.
     pub fn from_code(code: u32) -> Result<MemKind> {
@@ -60,7 +65,10 @@ impl MemDesc {
     /// One past the last byte, or an error if that is beyond the address space.
     pub fn end(&self) -> Result<u64> {
         self.addr.checked_add(self.len).ok_or_else(|| {
-            Error::invalid(format!("range at {:#x} of {} bytes wraps around", self.addr, self.len))
+            Error::invalid(format!(
+                "range at {:#x} of {} bytes wraps around",
+                self.addr, self.len
+            ))
         })
     }
 
@@ -102,6 +110,9 @@ pub struct RegDesc {
 
 impl From<MemDesc> for RegDesc {
     fn from(range: MemDesc) -> Self {
-        RegDesc { range, meta: Vec::new() }
+        RegDesc {
+            range,
+            meta: Vec::new(),
+        }
     }
 }

@@ -36,7 +36,9 @@ pub(super) fn check<'a>(ranges: impl Iterator<Item = &'a MemDesc>) -> Result<()>
 fn readable(maps: &str) -> Vec<(u64, u64)> {
     let mut spans: Vec<(u64, u64)> = Vec::new();
     for line in maps.lines() {
-        let Some((start, end)) = parse(line) else { continue };
+        let Some((start, end)) = parse(line) else {
+            continue;
+        };
         match spans.last_mut() {
             Some(last) if last.1 == start => last.1 = end,
             _ => spans.push((start, end)),
@@ -52,7 +54,10 @@ fn parse(line: &str) -> Option<(u64, u64)> {
     if !rest.starts_with('r') {
         return None;
     }
-    Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+    Some((
+        u64::from_str_radix(start, 16).ok()?,
+        u64::from_str_radix(end, 16).ok()?,
+    ))
 }
 
 /// The first address of `start..end` that no span covers.
@@ -93,9 +98,17 @@ garbage
     #[test]
     fn own_memory_is_mapped_and_low_memory_is_not() {
         let buffer = vec![1u8; 100_000];
-        let good = MemDesc { addr: buffer.as_ptr() as u64, len: 100_000, device: 0 };
+        let good = MemDesc {
+            addr: buffer.as_ptr() as u64,
+            len: 100_000,
+            device: 0,
+        };
         assert!(check([good].iter()).is_ok());
-        let bad = MemDesc { addr: 8, len: 16, device: 0 };
+        let bad = MemDesc {
+            addr: 8,
+            len: 16,
+            device: 0,
+        };
         let e = check([good, bad].iter()).unwrap_err();
         assert_eq!(e.status(), Status::InvalidArgument);
         assert!(e.message().contains("range 1 at 0x8"), "{e}");

@@ -71,8 +71,15 @@ impl Agent {
     pub fn create(options: &AgentOptions) -> Result<Agent> {
         check_name("agent name", &options.name)?;
         let transport = transport::create(options)?;
-        let shared = Arc::new(Shared { transport, closed: AtomicBool::new(false) });
-        Ok(Agent { name: options.name.clone(), shared, inbox: Mutex::default() })
+        let shared = Arc::new(Shared {
+            transport,
+            closed: AtomicBool::new(false),
+        });
+        Ok(Agent {
+            name: options.name.clone(),
+            shared,
+            inbox: Mutex::default(),
+        })
     }
 
     /// The name by which peers know this agent.
@@ -160,7 +167,9 @@ impl Agent {
         connection_info: bool,
         backends: &[&str],
     ) -> Result<Vec<u8>> {
-        self.shared.open()?.partial_metadata(kind, descs, connection_info, backends)
+        self.shared
+            .open()?
+            .partial_metadata(kind, descs, connection_info, backends)
     }
 
     /// Loads a peer's metadata and returns the peer's name.
@@ -278,7 +287,10 @@ impl Agent {
                 bail!(
                     Status::Timeout,
                     "no notification{} within {} ms",
-                    filter.from.map(|f| format!(" from \"{f}\"")).unwrap_or_default(),
+                    filter
+                        .from
+                        .map(|f| format!(" from \"{f}\""))
+                        .unwrap_or_default(),
                     limit.as_millis()
                 );
             }
@@ -297,7 +309,10 @@ impl Agent {
         let transport = self.shared.open()?;
         check_descs(descs, kind)?;
         let inner = transport.prepare(side, kind, descs, backends)?;
-        Ok(List { inner, shared: self.shared.clone() })
+        Ok(List {
+            inner,
+            shared: self.shared.clone(),
+        })
     }
 
     /// Makes a transfer between ranges picked from two lists of this agent.
@@ -312,7 +327,9 @@ impl Agent {
         check_options(&options)?;
         for (what, list) in [("local", local), ("remote", remote)] {
             if !Arc::ptr_eq(&list.shared, &self.shared) {
-                return Err(Error::invalid(format!("the {what} list belongs to another agent")));
+                return Err(Error::invalid(format!(
+                    "the {what} list belongs to another agent"
+                )));
             }
         }
         check_indices(local_indices, local.len(), "local")?;
@@ -333,7 +350,10 @@ impl Agent {
             remote_indices,
             options,
         )?;
-        Ok(Transfer { inner, shared: self.shared.clone() })
+        Ok(Transfer {
+            inner,
+            shared: self.shared.clone(),
+        })
     }
 
     /// Makes a transfer between two arrays of ranges, the i-th with the i-th.
@@ -357,7 +377,12 @@ impl Agent {
                 remote.1.len()
             );
         }
-        if let Some(i) = local.1.iter().zip(remote.1).position(|(l, r)| l.len != r.len) {
+        if let Some(i) = local
+            .1
+            .iter()
+            .zip(remote.1)
+            .position(|(l, r)| l.len != r.len)
+        {
             bail!(
                 Status::Mismatch,
                 "pair {i}: {} bytes locally against {} remotely",
@@ -366,7 +391,10 @@ impl Agent {
             );
         }
         let inner = transport.create_transfer(op, local, remote, remote_agent, options)?;
-        Ok(Transfer { inner, shared: self.shared.clone() })
+        Ok(Transfer {
+            inner,
+            shared: self.shared.clone(),
+        })
     }
 }
 
@@ -493,7 +521,10 @@ fn zero_length_allowed(kind: MemKind) -> bool {
     matches!(kind, MemKind::Block | MemKind::Object | MemKind::File)
 }
 
-fn check_ranges<'a>(ranges: impl ExactSizeIterator<Item = &'a MemDesc>, kind: MemKind) -> Result<()> {
+fn check_ranges<'a>(
+    ranges: impl ExactSizeIterator<Item = &'a MemDesc>,
+    kind: MemKind,
+) -> Result<()> {
     if ranges.len() == 0 {
         return Err(Error::invalid("the array of ranges is empty"));
     }
@@ -505,7 +536,10 @@ fn check_ranges<'a>(ranges: impl ExactSizeIterator<Item = &'a MemDesc>, kind: Me
 
 fn check_range(i: usize, r: &MemDesc, kind: MemKind) -> Result<()> {
     if r.len == 0 && !zero_length_allowed(kind) {
-        return Err(Error::invalid(format!("range {i} at {:#x} has length 0", r.addr)));
+        return Err(Error::invalid(format!(
+            "range {i} at {:#x} has length 0",
+            r.addr
+        )));
     }
     r.end().map_err(|e| e.context(format_args!("range {i}")))?;
     Ok(())
@@ -532,7 +566,15 @@ fn check_descs(descs: Descs<'_>, kind: MemKind) -> Result<()> {
                         row.count, row.stride, row.addr
                     )));
                 };
-                check_range(i, &MemDesc { addr: last, len: row.len, device: row.device }, kind)?;
+                check_range(
+                    i,
+                    &MemDesc {
+                        addr: last,
+                        len: row.len,
+                        device: row.device,
+                    },
+                    kind,
+                )?;
                 total = total.saturating_add(row.count);
             }
             if total > i32::MAX as u64 {
@@ -547,7 +589,9 @@ fn check_descs(descs: Descs<'_>, kind: MemKind) -> Result<()> {
 
 fn check_indices(indices: &[i32], len: usize, what: &str) -> Result<()> {
     if indices.is_empty() {
-        return Err(Error::invalid(format!("the array of {what} indices is empty")));
+        return Err(Error::invalid(format!(
+            "the array of {what} indices is empty"
+        )));
     }
     // One unsigned comparison catches negatives too.
     match indices.iter().position(|&i| i as u32 as usize >= len) {

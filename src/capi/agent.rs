@@ -191,7 +191,9 @@ pub unsafe extern "C" fn kvf_agent_create(
         // SAFETY: as above.
         let options = unsafe { agent_options(options) }?;
         let created = Arc::new(Agent::create(&options)?);
-        agent.write(kvf_agent { id: AGENTS.insert(created)? });
+        agent.write(kvf_agent {
+            id: AGENTS.insert(created)?,
+        });
         Ok(())
     })
 }
@@ -351,8 +353,12 @@ pub unsafe extern "C" fn kvf_agent_register(
     guard(|| {
         let kind = MemKind::from_code(mem_kind)?;
         // SAFETY: the caller's contract.
-        let (descs, backends) =
-            unsafe { (reg_descs(descs, descs_len)?, texts(backends, backends_len, "backends")?) };
+        let (descs, backends) = unsafe {
+            (
+                reg_descs(descs, descs_len)?,
+                texts(backends, backends_len, "backends")?,
+            )
+        };
         AGENTS.get(agent.id)?.register(kind, &descs, &backends)
     })
 }
@@ -374,8 +380,12 @@ pub unsafe extern "C" fn kvf_agent_deregister(
     guard(|| {
         let kind = MemKind::from_code(mem_kind)?;
         // SAFETY: the caller's contract.
-        let (descs, backends) =
-            unsafe { (reg_descs(descs, descs_len)?, texts(backends, backends_len, "backends")?) };
+        let (descs, backends) = unsafe {
+            (
+                reg_descs(descs, descs_len)?,
+                texts(backends, backends_len, "backends")?,
+            )
+        };
         AGENTS.get(agent.id)?.deregister(kind, &descs, &backends)
     })
 }
@@ -397,7 +407,11 @@ pub unsafe extern "C" fn kvf_agent_query_memory(
         let kind = MemKind::from_code(mem_kind)?;
         // SAFETY: the caller's contract.
         let (descs, backend, results) = unsafe {
-            (reg_descs(descs, descs_len)?, text(backend, "backend")?, out(results, "results")?)
+            (
+                reg_descs(descs, descs_len)?,
+                text(backend, "backend")?,
+                out(results, "results")?,
+            )
         };
         let found = AGENTS.get(agent.id)?.query_memory(kind, &descs, backend)?;
         results.write(output::query_results(found));
@@ -514,7 +528,11 @@ pub unsafe extern "C" fn kvf_agent_check_remote(
         let kind = MemKind::from_code(mem_kind)?;
         // SAFETY: the caller's contract.
         let (remote, descs, ready) = unsafe {
-            (text(remote, "remote")?, mem_descs(descs, descs_len, "descs")?, out(ready, "ready")?)
+            (
+                text(remote, "remote")?,
+                mem_descs(descs, descs_len, "descs")?,
+                out(ready, "ready")?,
+            )
         };
         let known = AGENTS.get(agent.id)?.check_remote(remote, kind, descs)?;
         ready.write(known.into());
@@ -535,8 +553,12 @@ pub unsafe extern "C" fn kvf_agent_connect(
 ) -> kvf_status {
     guard(|| {
         // SAFETY: the caller's contract.
-        let (remote, backends) =
-            unsafe { (text(remote, "remote")?, texts(backends, backends_len, "backends")?) };
+        let (remote, backends) = unsafe {
+            (
+                text(remote, "remote")?,
+                texts(backends, backends_len, "backends")?,
+            )
+        };
         AGENTS.get(agent.id)?.connect(remote, &backends)
     })
 }
@@ -609,8 +631,13 @@ pub unsafe extern "C" fn kvf_agent_fetch_metadata(
 ) -> kvf_status {
     guard(|| {
         // SAFETY: the caller's contract.
-        let (remote, from, label) =
-            unsafe { (text(remote, "remote")?, store(host, port)?, opt_text(label, "label")?) };
+        let (remote, from, label) = unsafe {
+            (
+                text(remote, "remote")?,
+                store(host, port)?,
+                opt_text(label, "label")?,
+            )
+        };
         AGENTS.get(agent.id)?.fetch_metadata(remote, from, label)
     })
 }
@@ -676,7 +703,10 @@ pub unsafe extern "C" fn kvf_agent_notifications(
     guard(|| {
         // SAFETY: the caller's contract.
         let (backends, notifications) = unsafe {
-            (texts(backends, backends_len, "backends")?, out(notifications, "notifications")?)
+            (
+                texts(backends, backends_len, "backends")?,
+                out(notifications, "notifications")?,
+            )
         };
         let all = AGENTS.get(agent.id)?.notifications(&backends)?;
         notifications.write(output::notifications(all));
@@ -763,7 +793,9 @@ fn progress(code: u32) -> Result<Progress> {
         KVF_PROGRESS_THREAD => Ok(Progress::Thread),
         KVF_PROGRESS_CALLER => Ok(Progress::Caller),
         KVF_PROGRESS_SPIN => Ok(Progress::Spin),
-        _ => Err(Error::invalid(format!("options.progress {code} is not a KVF_PROGRESS_ value"))),
+        _ => Err(Error::invalid(format!(
+            "options.progress {code} is not a KVF_PROGRESS_ value"
+        ))),
     }
 }
 
@@ -773,7 +805,9 @@ fn sync_mode(code: u32) -> Result<SyncMode> {
         KVF_SYNC_NONE => Ok(SyncMode::None),
         KVF_SYNC_STRICT => Ok(SyncMode::Strict),
         KVF_SYNC_RW => Ok(SyncMode::ReadWrite),
-        _ => Err(Error::invalid(format!("options.sync_mode {code} is not a KVF_SYNC_ value"))),
+        _ => Err(Error::invalid(format!(
+            "options.sync_mode {code} is not a KVF_SYNC_ value"
+        ))),
     }
 }
 
@@ -781,13 +815,18 @@ fn sync_mode(code: u32) -> Result<SyncMode> {
 /// The pointers in it are valid.
 unsafe fn backend_config(b: &kvf_backend) -> Result<(String, Params)> {
     // SAFETY: by contract, here and below.
-    let (name, pairs) =
-        unsafe { (text(b.name, "backend.name")?, slice(b.params, b.params_len, "backend.params")?) };
+    let (name, pairs) = unsafe {
+        (
+            text(b.name, "backend.name")?,
+            slice(b.params, b.params_len, "backend.params")?,
+        )
+    };
     let params = pairs
         .iter()
         .map(|p| {
             // SAFETY: by contract.
-            let (key, value) = unsafe { (text(p.key, "param.key")?, text(p.value, "param.value")?) };
+            let (key, value) =
+                unsafe { (text(p.key, "param.key")?, text(p.value, "param.value")?) };
             Ok((key.to_owned(), value.to_owned()))
         })
         .collect::<Result<Params>>()?;
@@ -804,15 +843,22 @@ unsafe fn reg_descs(ptr: *const kvf_reg_desc, len: usize) -> Result<Vec<RegDesc>
         .map(|d| {
             // SAFETY: by contract.
             let meta = unsafe { slice(d.meta, d.meta_len, "desc.meta") }?;
-            let range = MemDesc { addr: d.addr, len: d.len, device: d.device };
-            Ok(RegDesc { range, meta: meta.to_vec() })
+            let range = MemDesc {
+                addr: d.addr,
+                len: d.len,
+                device: d.device,
+            };
+            Ok(RegDesc {
+                range,
+                meta: meta.to_vec(),
+            })
         })
         .collect()
 }
 
 const _: () = {
-    use std::mem::{align_of, size_of};
     use crate::memory::StridedDesc;
+    use std::mem::{align_of, size_of};
     assert!(size_of::<kvf_mem_desc>() == size_of::<MemDesc>());
     assert!(align_of::<kvf_mem_desc>() == align_of::<MemDesc>());
     assert!(size_of::<kvf_strided_desc>() == size_of::<StridedDesc>());

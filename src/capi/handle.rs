@@ -25,14 +25,22 @@ pub(super) struct Table<T> {
 
 impl<T> Table<T> {
     pub(super) fn new(kind: u8, noun: &'static str) -> Self {
-        Table { kind, noun, slots: RwLock::default() }
+        Table {
+            kind,
+            noun,
+            slots: RwLock::default(),
+        }
     }
 
     /// Adds an object and returns its handle.
     pub(super) fn insert(&self, object: Arc<T>) -> Result<u64> {
         let mut slots = write(&self.slots);
         if slots.len() + 1 >= MAX_SLOTS {
-            bail!(Status::ResourceExhausted, "{MAX_SLOTS} {}s are alive", self.noun);
+            bail!(
+                Status::ResourceExhausted,
+                "{MAX_SLOTS} {}s are alive",
+                self.noun
+            );
         }
         Ok(slots.insert(object).data().as_ffi() | (u64::from(self.kind) << KIND_SHIFT))
     }
@@ -40,7 +48,10 @@ impl<T> Table<T> {
     /// The object behind a handle.
     pub(super) fn get(&self, id: u64) -> Result<Arc<T>> {
         let key = self.key(id)?;
-        read(&self.slots).get(key).cloned().ok_or_else(|| self.dead(id))
+        read(&self.slots)
+            .get(key)
+            .cloned()
+            .ok_or_else(|| self.dead(id))
     }
 
     /// Takes the object out; the handle is stale from here on.
@@ -53,7 +64,11 @@ impl<T> Table<T> {
     /// Takes out all objects that `which` picks.
     pub(super) fn remove_where(&self, which: impl Fn(&T) -> bool) -> Vec<Arc<T>> {
         let mut slots = write(&self.slots);
-        let keys: Vec<_> = slots.iter().filter(|(_, o)| which(o)).map(|(k, _)| k).collect();
+        let keys: Vec<_> = slots
+            .iter()
+            .filter(|(_, o)| which(o))
+            .map(|(k, _)| k)
+            .collect();
         keys.into_iter().filter_map(|k| slots.remove(k)).collect()
     }
 
@@ -62,15 +77,28 @@ impl<T> Table<T> {
             bail!(Status::InvalidHandle, "the {} handle is null", self.noun);
         }
         if (id >> KIND_SHIFT) as u8 != self.kind {
-            bail!(Status::InvalidHandle, "{id:#x} is not the handle of a {}", self.noun);
+            bail!(
+                Status::InvalidHandle,
+                "{id:#x} is not the handle of a {}",
+                self.noun
+            );
         }
-        Ok(KeyData::from_ffi(id & !(0xff << KIND_SHIFT)).into())
+        let bits = id & !(0xff << KIND_SHIFT);
+        let data = KeyData::from_ffi(bits);
+        // slotmap mends generations that it would never give out; we do not know such handles.
+        if data.as_ffi() != bits {
+            return Err(self.dead(id));
+        }
+        Ok(data.into())
     }
 
     fn dead(&self, id: u64) -> Error {
         Error::new(
             Status::InvalidHandle,
-            format!("the {} with handle {id:#x} has been destroyed or never was", self.noun),
+            format!(
+                "the {} with handle {id:#x} has been destroyed or never was",
+                self.noun
+            ),
         )
     }
 }
@@ -92,7 +120,11 @@ mod tests {
         assert_eq!(status(b.get(id)), Status::InvalidHandle);
         assert_eq!(status(a.get(0)), Status::InvalidHandle);
         for bit in 0..64 {
-            assert_eq!(status(a.get(id ^ (1 << bit))), Status::InvalidHandle, "bit {bit}");
+            assert_eq!(
+                status(a.get(id ^ (1 << bit))),
+                Status::InvalidHandle,
+                "bit {bit}"
+            );
         }
         assert_eq!(*a.remove(id).unwrap(), 7);
         assert_eq!(status(a.remove(id)), Status::InvalidHandle);
@@ -105,7 +137,9 @@ mod tests {
     #[test]
     fn owned_objects_go_together() {
         let t = Table::new(1, "ant");
-        let ids: Vec<_> = (0..10).map(|n| t.insert(Arc::new(n % 2)).unwrap()).collect();
+        let ids: Vec<_> = (0..10)
+            .map(|n| t.insert(Arc::new(n % 2)).unwrap())
+            .collect();
         assert_eq!(t.remove_where(|&n| n == 1).len(), 5);
         for (i, id) in ids.into_iter().enumerate() {
             assert_eq!(t.get(id).is_ok(), i % 2 == 0);

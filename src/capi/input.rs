@@ -24,7 +24,9 @@ pub(super) unsafe fn slice<'a, T>(ptr: *const T, len: usize, what: &str) -> Resu
         return Ok(&[]);
     }
     if ptr.is_null() {
-        return Err(Error::invalid(format!("{what} is NULL but its length is {len}")));
+        return Err(Error::invalid(format!(
+            "{what} is NULL but its length is {len}"
+        )));
     }
     if !ptr.is_aligned() {
         return Err(Error::invalid(format!(
@@ -33,7 +35,9 @@ pub(super) unsafe fn slice<'a, T>(ptr: *const T, len: usize, what: &str) -> Resu
         )));
     }
     if len > isize::MAX as usize / size_of::<T>().max(1) {
-        return Err(Error::invalid(format!("{what} has an impossible length, {len}")));
+        return Err(Error::invalid(format!(
+            "{what} has an impossible length, {len}"
+        )));
     }
     // SAFETY: not null, aligned, not larger than an object can be; the rest is the caller's word.
     Ok(unsafe { std::slice::from_raw_parts(ptr, len) })
@@ -185,11 +189,32 @@ mod tests {
     #[test]
     fn structs_grow_both_ways() {
         let old = read(&[8 | (5 << 32)]).unwrap();
-        assert_eq!(old, Options { struct_size: 8, a: 5, b: 0 });
+        assert_eq!(
+            old,
+            Options {
+                struct_size: 8,
+                a: 5,
+                b: 0
+            }
+        );
         let same = read(&[16 | (5 << 32), 9]).unwrap();
-        assert_eq!(same, Options { struct_size: 16, a: 5, b: 9 });
+        assert_eq!(
+            same,
+            Options {
+                struct_size: 16,
+                a: 5,
+                b: 9
+            }
+        );
         let new = read(&[24 | (5 << 32), 9, 0]).unwrap();
-        assert_eq!(new, Options { struct_size: 24, a: 5, b: 9 });
+        assert_eq!(
+            new,
+            Options {
+                struct_size: 24,
+                a: 5,
+                b: 9
+            }
+        );
         let e = read(&[24 | (5 << 32), 9, 1 << 8]).unwrap_err();
         assert!(e.message().contains("byte 17 is set"), "{e}");
     }
@@ -198,11 +223,21 @@ mod tests {
     fn impossible_sizes_are_refused() {
         for size in [0u64, 1, 7, 4097, 0xffff_ffff] {
             let e = read(&[size]).unwrap_err();
-            assert!(e.message().contains(&format!("struct_size is {size}")), "{e}");
+            assert!(
+                e.message().contains(&format!("struct_size is {size}")),
+                "{e}"
+            );
         }
         // SAFETY: NULL is allowed.
         let none = unsafe { options(std::ptr::null::<Options>(), "options") }.unwrap();
-        assert_eq!(none, Options { struct_size: 0, a: 0, b: 0 });
+        assert_eq!(
+            none,
+            Options {
+                struct_size: 0,
+                a: 0,
+                b: 0
+            }
+        );
     }
 
     #[test]

@@ -11,7 +11,9 @@ use crate::error::Status;
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn kvf_version() -> *const c_char {
-    concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast::<c_char>()
+    concat!(env!("CARGO_PKG_VERSION"), "\0")
+        .as_ptr()
+        .cast::<c_char>()
 }
 
 /// Version of the binary interface, the number in the SONAME (`libkvferry.so.0`). Within one ABI
@@ -33,7 +35,10 @@ pub extern "C" fn kvf_status_name(status: kvf_status) -> *const c_char {
     /// The names with a NUL behind each, made once.
     static NAMES: once_cell::sync::Lazy<Vec<std::ffi::CString>> =
         once_cell::sync::Lazy::new(|| {
-            Status::ALL.iter().map(|s| super::guard::c_string(s.name())).collect()
+            Status::ALL
+                .iter()
+                .map(|s| super::guard::c_string(s.name()))
+                .collect()
         });
     guard_or(c"unknown status".as_ptr(), || {
         let index = Status::ALL.iter().position(|s| *s as i32 == status);

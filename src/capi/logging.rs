@@ -26,8 +26,14 @@ pub const KVF_LOG_TRACE: i32 = 5;
 /// Receives one log record. `level` is one of `KVF_LOG_ERROR` … `KVF_LOG_TRACE`; `target` says which
 /// part of the library speaks. Both texts are valid during the call only. It is called from any
 /// thread, also several at once, and must not call back into the library.
-pub type kvf_log_fn =
-    Option<unsafe extern "C" fn(env: *mut c_void, level: i32, target: *const c_char, message: *const c_char)>;
+pub type kvf_log_fn = Option<
+    unsafe extern "C" fn(
+        env: *mut c_void,
+        level: i32,
+        target: *const c_char,
+        message: *const c_char,
+    ),
+>;
 
 /// Frees what a callback was given.
 pub type kvf_free_fn = Option<unsafe extern "C" fn(env: *mut c_void)>;
@@ -73,7 +79,13 @@ pub unsafe extern "C" fn kvf_log_set_callback(
                 "the program that kvferry is linked into has a logger of its own",
             ));
         }
-        let sink = callback.map(|call| Arc::new(Sink { call, env, finalizer }));
+        let sink = callback.map(|call| {
+            Arc::new(Sink {
+                call,
+                env,
+                finalizer,
+            })
+        });
         let old = std::mem::replace(&mut *write(&SINK), sink);
         // Outside the lock: the finalizer is the program's code.
         drop(old);

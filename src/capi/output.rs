@@ -100,13 +100,18 @@ pub struct kvf_query_list {
 pub unsafe extern "C" fn kvf_buffer_free(buffer: *mut kvf_buffer) {
     guard_or((), || {
         // SAFETY: NULL or valid by contract.
-        let Some(b) = (unsafe { buffer.as_mut() }) else { return };
+        let Some(b) = (unsafe { buffer.as_mut() }) else {
+            return;
+        };
         // One more byte than `len`: see `buffer`.
         if !b.data.is_null() {
             // SAFETY: made by `buffer` with `len + 1` bytes, by contract not changed.
             drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(b.data, b.len + 1)) });
         }
-        *b = kvf_buffer { data: std::ptr::null_mut(), len: 0 };
+        *b = kvf_buffer {
+            data: std::ptr::null_mut(),
+            len: 0,
+        };
     });
 }
 
@@ -118,7 +123,9 @@ pub unsafe extern "C" fn kvf_buffer_free(buffer: *mut kvf_buffer) {
 pub unsafe extern "C" fn kvf_string_list_free(list: *mut kvf_string_list) {
     guard_or((), || {
         // SAFETY: NULL or valid by contract.
-        let Some(l) = (unsafe { list.as_mut() }) else { return };
+        let Some(l) = (unsafe { list.as_mut() }) else {
+            return;
+        };
         // SAFETY: made by `strings`, by contract not changed.
         for item in unsafe { take(&mut l.items, &mut l.len) } {
             // SAFETY: each item was made by `CString::into_raw`.
@@ -135,7 +142,9 @@ pub unsafe extern "C" fn kvf_string_list_free(list: *mut kvf_string_list) {
 pub unsafe extern "C" fn kvf_param_list_free(list: *mut kvf_param_list) {
     guard_or((), || {
         // SAFETY: NULL or valid by contract.
-        let Some(l) = (unsafe { list.as_mut() }) else { return };
+        let Some(l) = (unsafe { list.as_mut() }) else {
+            return;
+        };
         // SAFETY: made by `params`, by contract not changed.
         unsafe { free_params(l) };
     });
@@ -149,7 +158,9 @@ pub unsafe extern "C" fn kvf_param_list_free(list: *mut kvf_param_list) {
 pub unsafe extern "C" fn kvf_notification_list_free(list: *mut kvf_notification_list) {
     guard_or((), || {
         // SAFETY: NULL or valid by contract.
-        let Some(l) = (unsafe { list.as_mut() }) else { return };
+        let Some(l) = (unsafe { list.as_mut() }) else {
+            return;
+        };
         // SAFETY: made by `notifications`, by contract not changed.
         for n in unsafe { take(&mut l.items, &mut l.len) } {
             // SAFETY: `from` was made by `CString::into_raw`.
@@ -171,7 +182,9 @@ pub unsafe extern "C" fn kvf_notification_list_free(list: *mut kvf_notification_
 pub unsafe extern "C" fn kvf_query_list_free(list: *mut kvf_query_list) {
     guard_or((), || {
         // SAFETY: NULL or valid by contract.
-        let Some(l) = (unsafe { list.as_mut() }) else { return };
+        let Some(l) = (unsafe { list.as_mut() }) else {
+            return;
+        };
         // SAFETY: made by `query_results`, by contract not changed.
         for mut result in unsafe { take(&mut l.items, &mut l.len) } {
             // SAFETY: made by `params`.
@@ -198,7 +211,10 @@ unsafe fn free_params(list: &mut kvf_param_list) {
 /// # Safety
 /// The fields were filled by `give`.
 unsafe fn take<T>(items: &mut *mut T, len: &mut usize) -> Vec<T> {
-    let (ptr, n) = (std::mem::replace(items, std::ptr::null_mut()), std::mem::take(len));
+    let (ptr, n) = (
+        std::mem::replace(items, std::ptr::null_mut()),
+        std::mem::take(len),
+    );
     if ptr.is_null() {
         return Vec::new();
     }
@@ -220,11 +236,17 @@ pub(super) fn buffer(bytes: impl Into<Vec<u8>>) -> kvf_buffer {
     let mut bytes = bytes.into();
     let len = bytes.len();
     if len == 0 {
-        return kvf_buffer { data: std::ptr::null_mut(), len: 0 };
+        return kvf_buffer {
+            data: std::ptr::null_mut(),
+            len: 0,
+        };
     }
     bytes.reserve_exact(1);
     bytes.push(0);
-    kvf_buffer { data: Box::into_raw(bytes.into_boxed_slice()).cast::<u8>(), len }
+    kvf_buffer {
+        data: Box::into_raw(bytes.into_boxed_slice()).cast::<u8>(),
+        len,
+    }
 }
 
 pub(super) fn strings(items: Vec<String>) -> kvf_string_list {
@@ -245,9 +267,15 @@ pub(super) fn notification(n: Notification) -> kvf_notification {
     let payload_len = n.payload.len();
     let payload = match payload_len {
         0 => std::ptr::null(),
-        _ => Box::into_raw(n.payload.into_boxed_slice()).cast::<u8>().cast_const(),
+        _ => Box::into_raw(n.payload.into_boxed_slice())
+            .cast::<u8>()
+            .cast_const(),
     };
-    kvf_notification { from: c_string(n.from).into_raw(), payload, payload_len }
+    kvf_notification {
+        from: c_string(n.from).into_raw(),
+        payload,
+        payload_len,
+    }
 }
 
 pub(super) fn notifications(all: Vec<Notification>) -> kvf_notification_list {

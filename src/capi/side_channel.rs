@@ -70,12 +70,18 @@ pub unsafe extern "C" fn kvf_side_channel_listen(
     guard(|| {
         logging::init();
         // SAFETY: the caller's contract, here and in every block below of this file.
-        let (metadata, channel) =
-            unsafe { (slice(metadata, metadata_len, "metadata")?, out(channel, "channel")?) };
+        let (metadata, channel) = unsafe {
+            (
+                slice(metadata, metadata_len, "metadata")?,
+                out(channel, "channel")?,
+            )
+        };
         // SAFETY: as above.
         let (kind, options) = unsafe { listen_options(options) }?;
         let listener = side_channel::listen(kind, &options, metadata.to_vec())?;
-        channel.write(kvf_side_channel { id: CHANNELS.insert(Arc::new(listener))? });
+        channel.write(kvf_side_channel {
+            id: CHANNELS.insert(Arc::new(listener))?,
+        });
         Ok(())
     })
 }
@@ -167,7 +173,11 @@ pub unsafe extern "C" fn kvf_side_channel_request(
         logging::init();
         // SAFETY: the caller's contract.
         let (kind, host, metadata) = unsafe {
-            (opt_text(kind, "kind")?, text(host, "host")?, out(metadata, "metadata")?)
+            (
+                opt_text(kind, "kind")?,
+                text(host, "host")?,
+                out(metadata, "metadata")?,
+            )
         };
         let defaults = RequestOptions::default();
         let options = RequestOptions {
@@ -198,8 +208,12 @@ unsafe fn listen_options<'a>(
         return Err(crate::error::Error::invalid("options.reserved is not zero"));
     }
     // SAFETY: by contract.
-    let (kind, host) =
-        unsafe { (opt_text(o.kind, "options.kind")?, opt_text(o.host, "options.host")?) };
+    let (kind, host) = unsafe {
+        (
+            opt_text(o.kind, "options.kind")?,
+            opt_text(o.host, "options.host")?,
+        )
+    };
     let defaults = ListenOptions::default();
     let options = ListenOptions {
         host: host.map_or(defaults.host, str::to_owned),

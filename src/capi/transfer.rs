@@ -142,7 +142,13 @@ pub unsafe extern "C" fn kvf_desc_list_prepare(
         // SAFETY: as above.
         let (side, backends) =
             unsafe { (side(remote)?, texts(backends, backends_len, "backends")?) };
-        list.write(prepare(agent, side, mem_kind, Descs::Flat(descs), &backends)?);
+        list.write(prepare(
+            agent,
+            side,
+            mem_kind,
+            Descs::Flat(descs),
+            &backends,
+        )?);
         Ok(())
     })
 }
@@ -163,12 +169,21 @@ pub unsafe extern "C" fn kvf_desc_list_prepare_strided(
     guard(|| {
         // SAFETY: the caller's contract; `kvf_strided_desc` has the fields of `StridedDesc`.
         let (descs, list) = unsafe {
-            (slice(descs.cast::<StridedDesc>(), descs_len, "descs")?, out(list, "list")?)
+            (
+                slice(descs.cast::<StridedDesc>(), descs_len, "descs")?,
+                out(list, "list")?,
+            )
         };
         // SAFETY: the caller's contract.
         let (side, backends) =
             unsafe { (side(remote)?, texts(backends, backends_len, "backends")?) };
-        list.write(prepare(agent, side, mem_kind, Descs::Strided(descs), &backends)?);
+        list.write(prepare(
+            agent,
+            side,
+            mem_kind,
+            Descs::Strided(descs),
+            &backends,
+        )?);
         Ok(())
     })
 }
@@ -355,7 +370,11 @@ pub unsafe extern "C" fn kvf_transfer_states(
                 Ok(())
             });
             // SAFETY: `states` has `len` elements by the caller's contract.
-            unsafe { states.add(i).write(if status == KVF_OK { value } else { status }) };
+            unsafe {
+                states
+                    .add(i)
+                    .write(if status == KVF_OK { value } else { status })
+            };
         }
         Ok(())
     })
@@ -441,13 +460,20 @@ pub unsafe extern "C" fn kvf_transfer_backend(
     guard(|| {
         // SAFETY: the caller's contract.
         let backend = unsafe { out(backend, "backend") }?;
-        backend.write(output::buffer(TRANSFERS.get(transfer.id)?.object.backend()?));
+        backend.write(output::buffer(
+            TRANSFERS.get(transfer.id)?.object.backend()?,
+        ));
         Ok(())
     })
 }
 
 fn insert(agent: kvf_agent, object: Transfer) -> Result<kvf_transfer> {
-    Ok(kvf_transfer { id: TRANSFERS.insert(Arc::new(Owned { object, agent: agent.id }))? })
+    Ok(kvf_transfer {
+        id: TRANSFERS.insert(Arc::new(Owned {
+            object,
+            agent: agent.id,
+        }))?,
+    })
 }
 
 fn prepare(
@@ -459,7 +485,12 @@ fn prepare(
 ) -> Result<kvf_desc_list> {
     let kind = MemKind::from_code(mem_kind)?;
     let object = AGENTS.get(agent.id)?.prepare(side, kind, descs, backends)?;
-    Ok(kvf_desc_list { id: LISTS.insert(Arc::new(Owned { object, agent: agent.id }))? })
+    Ok(kvf_desc_list {
+        id: LISTS.insert(Arc::new(Owned {
+            object,
+            agent: agent.id,
+        }))?,
+    })
 }
 
 /// # Safety
@@ -476,7 +507,9 @@ fn direction(code: u32) -> Result<Op> {
     match code {
         KVF_OP_READ => Ok(Op::Read),
         KVF_OP_WRITE => Ok(Op::Write),
-        _ => Err(Error::invalid(format!("op {code} is neither KVF_OP_READ nor KVF_OP_WRITE"))),
+        _ => Err(Error::invalid(format!(
+            "op {code} is neither KVF_OP_READ nor KVF_OP_WRITE"
+        ))),
     }
 }
 

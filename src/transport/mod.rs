@@ -18,6 +18,7 @@ use crate::memory::{MemDesc, MemKind, RegDesc, StridedDesc};
 
 pub mod local;
 pub mod nixl;
+pub mod scripted;
 
 /// Names and values, in the order in which the transport gave them.
 pub type Params = Vec<(String, String)>;
@@ -27,7 +28,7 @@ pub type Params = Vec<(String, String)>;
 pub struct AgentOptions {
     /// Name by which peers know this agent; not empty, no NUL.
     pub name: String,
-    /// `nixl` or `local`.
+    /// `nixl`, `local`, or `test` (see [`scripted`]).
     pub transport: String,
     /// `nixl`: path of `libnixl_capi.so`, before every other place that is searched.
     pub nixl_library: Option<String>,
@@ -188,7 +189,7 @@ pub enum MetadataStore<'a> {
 
 /// One agent's endpoint.
 pub trait Transport: Send + Sync {
-    /// `nixl` or `local`.
+    /// `nixl`, `local` or `test`.
     fn name(&self) -> &'static str;
 
     /// Backends that could be created.
@@ -335,8 +336,9 @@ pub fn create(options: &AgentOptions) -> Result<Arc<dyn Transport>> {
     match options.transport.as_str() {
         "nixl" => nixl::create(options),
         "local" => local::create(options),
+        scripted::NAME => scripted::create(options),
         other => Err(Error::invalid(format!(
-            "transport \"{other}\" is not known; there are \"nixl\" and \"local\""
+            "transport \"{other}\" is not known; there are \"nixl\", \"local\", and \"test\" for tests"
         ))),
     }
 }
