@@ -44,12 +44,12 @@ missing_packages() {
 }
 
 # What `cargo --version` calls itself; empty when there is none.
-cargo_version() { cargo --version 2>/dev/null | sed -n 's/^cargo \([0-9.]*\).*/\1/p'; }
+cargo_version() { { cargo --version 2>/dev/null || true; } | sed -n 's/^cargo \([0-9.]*\).*/\1/p'; }
 
 apt() { DEBIAN_FRONTEND=noninteractive apt-get -q "$@" </dev/null; }
 
 # The newest version of a package that apt would install; empty when it knows none.
-apt_candidate() { apt-cache policy "$1" 2>/dev/null | sed -n 's/^ *Candidate: \([0-9.]*\).*/\1/p'; }
+apt_candidate() { { apt-cache policy "$1" 2>/dev/null || true; } | sed -n 's/^ *Candidate: \([0-9.]*\).*/\1/p'; }
 
 # Installs with the package lists that are there, and fetches new ones only if that fails.
 # --no-remove: a tool that would push another package out is the person's choice, not ours.
