@@ -89,6 +89,19 @@ if [ ${#packages[@]} -eq 0 ] && [ -n "$rust" ] && version_at_least "$rust" "$rus
 fi
 
 if ! has_apt || ! is_root; then
+    # One line that installs everything, where apt's lists are there to say that it would.
+    rust_note=
+    if [ -z "$rust" ]; then
+        mapfile -t from_apt < <(rust_packages)
+        packages+=("${from_apt[@]}")
+        if [ ${#from_apt[@]} -gt 0 ]; then
+            rust_note="Leave out ${from_apt[*]} if you would rather have Rust from rustup."
+        else
+            rust_note="There is no cargo: $how_to_get_rust."
+        fi
+    elif ! version_at_least "$rust" "$rust_needed"; then
+        rust_note="The cargo found, $(command -v cargo), is $rust: $how_to_get_rust."
+    fi
     {
         say "kvferry needs tools that are not installed."
         if [ ${#packages[@]} -gt 0 ]; then
@@ -101,11 +114,7 @@ if ! has_apt || ! is_root; then
                 say "Install what your system calls these Debian packages: ${packages[*]}"
             fi
         fi
-        if [ -z "$rust" ]; then
-            say "There is no cargo: $how_to_get_rust."
-        elif ! version_at_least "$rust" "$rust_needed"; then
-            say "The cargo found, $(command -v cargo), is $rust: $how_to_get_rust."
-        fi
+        if [ -n "$rust_note" ]; then say "$rust_note"; fi
     } >&2
     exit 1
 fi
