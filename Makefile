@@ -45,7 +45,7 @@ header: tools ## write include/kvferry.h from the sources
 	@scripts/header.sh
 
 header-check: tools ## fail when include/kvferry.h is stale
-	@scripts/header-check.sh
+	@scripts/header.sh --check
 
 lint: tools ## formatting and lints, every warning an error
 	@scripts/lint.sh
