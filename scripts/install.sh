@@ -34,6 +34,7 @@ install -m 644 include/kvferry.h bindings/cpp/include/kvferry.hpp "$destdir$incl
 # fill TEMPLATE FILE: the @NAME@s in a file of packaging/. "|" separates, since values are paths.
 fill() {
     # ${prefix} stays a variable of pkg-config's, so that --define-prefix can move the tree.
+    # shellcheck disable=SC2016
     sed -e "s|@PREFIX@|$prefix|" -e "s|@LIBDIR@|${libdir/#"$prefix/"/'${prefix}/'}|" \
         -e "s|@VERSION@|$version|" -e "s|@SONAME@|$soname|" -e "s|@SHARED_FILE@|$shared|" \
         -e "s|@INCLUDE_FROM_LIB@|$(realpath -m --relative-to="$libdir" "$includedir")|" \

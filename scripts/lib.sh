@@ -84,13 +84,13 @@ stage_end() {
 }
 
 # logged COMMAND...: runs it within the time limit of a stage (seconds, KVF_STAGE_TIMEOUT), shows
-# what it prints, and keeps a copy in $stage_log for counting.
+# what it prints, and keeps a copy in $stage_log for counting (the latest command's only).
 # In a terminal the command stays in the foreground so that Ctrl-C reaches it; elsewhere timeout
 # gives it a process group of its own, and ends all of it.
 logged() {
     local options=(--kill-after=15)
     if [ -t 0 ]; then options+=(--foreground); fi
-    stage_log=$(mktemp)
+    if [ -z "${stage_log:-}" ]; then stage_log=$(mktemp); fi
     timeout "${options[@]}" "${KVF_STAGE_TIMEOUT:-1800}" "$@" 2>&1 | tee "$stage_log"
 }
 
