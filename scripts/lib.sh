@@ -63,6 +63,9 @@ venv_nixl() {
 
 # --- Stages ---------------------------------------------------------------------------------------
 
+# Seconds that a command of a stage may take.
+stage_limit=${KVF_STAGE_TIMEOUT:-1800}
+
 # stage NAME WHAT: announces the stage, and on exit prints one line: NAME, $stage_summary or FAILED,
 # and the seconds it took.
 stage() {
@@ -76,14 +79,19 @@ stage() {
 # Called by the EXIT trap that stage() sets.
 stage_end() {
     local status=$? elapsed=$((${EPOCHREALTIME/[.,]/} - stage_start)) verdict=$stage_summary
-    if [ "$status" -ne 0 ]; then verdict="FAILED (exit $status)"; fi
+    case $status in
+        0) ;;
+        # What timeout exits with, the second when the command had to be killed.
+        124 | 137) verdict="FAILED (ran longer than $stage_limit s)" ;;
+        *) verdict="FAILED (exit $status)" ;;
+    esac
     printf '==> %s: %s, %d.%d s\n' "$stage_name" "$verdict" \
         $((elapsed / 1000000)) $((elapsed / 100000 % 10))
     if [ -n "${stage_log:-}" ]; then rm -f "$stage_log"; fi
     exit "$status"
 }
 
-# logged COMMAND...: runs it within the time limit of a stage (seconds, KVF_STAGE_TIMEOUT), shows
+# logged COMMAND...: runs it for at most $stage_limit seconds, shows
 # what it prints, and keeps a copy in $stage_log for counting (the latest command's only).
 # In a terminal the command stays in the foreground so that Ctrl-C reaches it; elsewhere timeout
 # gives it a process group of its own, and ends all of it.
@@ -91,7 +99,7 @@ logged() {
     local options=(--kill-after=15)
     if [ -t 0 ]; then options+=(--foreground); fi
     if [ -z "${stage_log:-}" ]; then stage_log=$(mktemp); fi
-    timeout "${options[@]}" "${KVF_STAGE_TIMEOUT:-1800}" "$@" 2>&1 | tee "$stage_log"
+    timeout "${options[@]}" "$stage_limit" "$@" 2>&1 | tee "$stage_log"
 }
 
 # --- What tests, demo and benchmarks see -------------------------------------------------------------
