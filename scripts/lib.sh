@@ -81,8 +81,8 @@ stage_end() {
     local status=$? elapsed=$((${EPOCHREALTIME/[.,]/} - stage_start)) verdict=$stage_summary
     case $status in
         0) ;;
-        # What timeout exits with, the second when the command had to be killed.
-        124 | 137) verdict="FAILED (ran longer than $stage_limit s)" ;;
+        124) verdict="FAILED (ran longer than $stage_limit s)" ;;
+        137) verdict="FAILED (killed: ran longer than $stage_limit s, or out of memory)" ;;
         *) verdict="FAILED (exit $status)" ;;
     esac
     printf '==> %s: %s, %d.%d s\n' "$stage_name" "$verdict" \
@@ -91,8 +91,8 @@ stage_end() {
     exit "$status"
 }
 
-# logged COMMAND...: runs it for at most $stage_limit seconds, shows
-# what it prints, and keeps a copy in $stage_log for counting (the latest command's only).
+# logged COMMAND...: runs it for at most $stage_limit seconds, shows what it prints, and keeps a copy
+# in $stage_log for counting (the latest command's only).
 # In a terminal the command stays in the foreground so that Ctrl-C reaches it; elsewhere timeout
 # gives it a process group of its own, and ends all of it.
 logged() {
