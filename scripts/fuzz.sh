@@ -44,4 +44,4 @@ for target in "${targets[@]}"; do
         "${corpus[@]}" -- -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -verbosity=0 \
         -print_final_stats=1
 done
-stage_summary="${#targets[@]} targets, no failure"
+stage_summary="no failure in ${targets[*]}"
