@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Runs the benchmarks: every benches/*.py in the venv, then cargo bench when the crate has any.
+# With names as arguments (benches/NAME.py) it runs only those.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+export_test_environment
+export_python_path
+
+names=("$@")
+if [ ${#names[@]} -eq 0 ]; then
+    # Helper modules begin with an underscore.
+    mapfile -t names < <(find benches -maxdepth 1 -name '[!_]*.py' -printf '%f\n' 2>/dev/null |
+        sed 's/\.py$//' | sort)
+    [ ${#names[@]} -gt 0 ] || die "there is no benchmark in benches/"
+fi
+
+for name in "${names[@]}"; do
+    say "==> bench: $name"
+    "$KVF_TEST_PYTHON" "benches/$name.py"
+done
+if [ $# -eq 0 ] && grep -q '^\[\[bench\]\]' Cargo.toml; then
+    cargo bench "${cargo_flags[@]}"
+fi

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Runs the demonstration: a prefill process and a decode process, over NIXL and over the built-in
+# transport. Arguments go to it.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+export_test_environment
+export_python_path
+exec "$KVF_TEST_PYTHON" examples/demo.py "$@"
