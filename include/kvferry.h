@@ -21,7 +21,9 @@
  *
  * Inputs     Borrowed for the call; the library copies what it keeps. Arrays and bytes are a
  *            pointer and a number of elements; NULL is allowed only with 0. Names are
- *            NUL-terminated UTF-8. Flags are one byte, 0 or 1.
+ *            NUL-terminated UTF-8. Flags are one byte, 0 or 1. Choices are fixed-width integers and
+ *            are checked. What C cannot check is the caller's word: that a pointer that is not NULL
+ *            points to as much as is said.
  *
  * Options    Structs that begin with struct_size. Start from the ..._options_default() function, or
  *            zero the struct and set struct_size to its sizeof. Zero is the default of every field.
@@ -29,16 +31,17 @@
  *
  * Outputs    What the library allocates it also frees: each type has its ..._free function, which
  *            zeroes the struct and ignores one that is all zero. Do not use free() on any of it.
+ *            Documentation says "may be NULL" for outputs that can be left out.
  *
- * Threads    Every function may be called from any thread at any time, also with the same handle.
- *            No thread is started when the library is loaded; threads belong to objects and end
- *            with them. Objects do not survive fork() into the child: create them after it.
+ * Threads    "Any thread" means: from any thread at any time, also while other threads are in calls
+ *            with the same handle. All functions are like that. No thread is started when the
+ *            library is loaded; threads belong to objects and end with them. Objects do not survive
+ *            fork() into the child: create them after it.
  *
  * Versions   kvf_abi_version() is the number in the SONAME. Within one ABI version functions,
  *            constants and fields are only added.
  * ---------------------------------------------------------------------------------------------
  */
-
 
 #ifndef KVFERRY_H
 #define KVFERRY_H
@@ -56,123 +59,14 @@
 #define KVF_MUST_USE
 #endif
 
-/**
- * The ABI version that this header describes.
- */
-#define KVF_ABI_VERSION 0
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ==== Status and errors ======================================================================= */
 
 /**
- * Nothing is logged.
- */
-#define KVF_LOG_OFF 0
-
-/**
- * Failures that nobody else reports.
- */
-#define KVF_LOG_ERROR 1
-
-/**
- * What an operator should look at.
- */
-#define KVF_LOG_WARN 2
-
-/**
- * What happens once per object: which library was loaded, who connected.
- */
-#define KVF_LOG_INFO 3
-
-/**
- * What happens once per request, and the text of every error that is returned.
- */
-#define KVF_LOG_DEBUG 4
-
-/**
- * Everything.
- */
-#define KVF_LOG_TRACE 5
-
-/**
- * Host memory. `addr` is a virtual address; `device` is 0.
- */
-#define KVF_MEM_DRAM 0
-
-/**
- * GPU memory. `addr` is a device address; `device` the CUDA ordinal.
- */
-#define KVF_MEM_VRAM 1
-
-/**
- * A block device. `addr` is an offset; `device` an identifier that the backend defines.
- */
-#define KVF_MEM_BLOCK 2
-
-/**
- * An object store. `addr` is an offset; the metadata of the registration is the key.
- */
-#define KVF_MEM_OBJECT 3
-
-/**
- * A file. `addr` is an offset; `device` the file descriptor.
- */
-#define KVF_MEM_FILE 4
-
-/**
- * A thread that sleeps until a peer wants something: the default.
- */
-#define KVF_PROGRESS_THREAD 0
-
-/**
- * No thread: peers are answered only during calls, above all `kvf_agent_notifications()`.
- */
-#define KVF_PROGRESS_CALLER 1
-
-/**
- * `nixl`: a thread that never sleeps. Lowest latency; costs one core.
- */
-#define KVF_PROGRESS_SPIN 2
-
-/**
- * The transport's choice, which is `KVF_SYNC_RW`.
- */
-#define KVF_SYNC_DEFAULT 0
-
-/**
- * NIXL does not lock; kvferry holds a lock of its own around each call instead.
- */
-#define KVF_SYNC_NONE 1
-
-/**
- * NIXL lets one call in at a time.
- */
-#define KVF_SYNC_STRICT 2
-
-/**
- * NIXL lets posting and polling run side by side, and changes one at a time.
- */
-#define KVF_SYNC_RW 3
-
-/**
- * Remote to local.
- */
-#define KVF_OP_READ 0
-
-/**
- * Local to remote.
- */
-#define KVF_OP_WRITE 1
-
-/**
- * All bytes are where they belong.
- */
-#define KVF_TRANSFER_DONE 0
-
-/**
- * Posted and under way.
- */
-#define KVF_TRANSFER_IN_PROGRESS 1
-
-/**
- * Outcome of a call: `KVF_OK`, or one of the negative `KVF_ERR_…` values.
+ * Outcome of a call: `KVF_OK`, or one of the negative `KVF_ERR_...` values.
  *
  * The values are never reused for another meaning. A program must accept values it does not know
  * (a newer library) as errors. `kvf_status_name()` gives a name, `kvf_last_error_message()` the
@@ -180,611 +74,59 @@
  */
 typedef int32_t kvf_status;
 
-/**
- * Receives one log record. `level` is one of `KVF_LOG_ERROR` … `KVF_LOG_TRACE`; `target` says which
- * part of the library speaks. Both texts are valid during the call only. It is called from any
- * thread, also several at once, and must not call back into the library.
- */
-typedef void (*kvf_log_fn)(void *env,
-                           int32_t level,
-                           const char *target,
-                           const char *message);
-
-/**
- * Frees what a callback was given.
- */
-typedef void (*kvf_free_fn)(void *env);
-
-/**
- * Bytes that the library has allocated. Free with `kvf_buffer_free()`.
- *
- * `data` is NULL when `len` is 0. Where the content is text it is UTF-8, `len` does not count the
- * terminating NUL, and there is one.
- */
-typedef struct kvf_buffer {
-  /**
-   * The bytes, or NULL.
-   */
-  uint8_t *data;
-  /**
-   * Their number.
-   */
-  size_t len;
-} kvf_buffer;
-
-/**
- * Strings that the library has allocated. Free with `kvf_string_list_free()`.
- */
-typedef struct kvf_string_list {
-  /**
-   * `len` NUL-terminated UTF-8 strings, or NULL.
-   */
-  char **items;
-  /**
-   * Their number.
-   */
-  size_t len;
-} kvf_string_list;
-
-/**
- * A name and a value, both NUL-terminated UTF-8.
- */
-typedef struct kvf_param {
-  /**
-   * The name.
-   */
-  const char *key;
-  /**
-   * The value.
-   */
-  const char *value;
-} kvf_param;
-
-/**
- * Names and values that the library has allocated. Free with `kvf_param_list_free()`.
- */
-typedef struct kvf_param_list {
-  /**
-   * `len` pairs, or NULL.
-   */
-  struct kvf_param *items;
-  /**
-   * Their number.
-   */
-  size_t len;
-} kvf_param_list;
-
-/**
- * A message from a remote agent.
- */
-typedef struct kvf_notification {
-  /**
-   * Name of the agent that sent it; NUL-terminated UTF-8.
-   */
-  const char *from;
-  /**
-   * Its bytes; any bytes, not terminated. NULL when `payload_len` is 0.
-   */
-  const uint8_t *payload;
-  /**
-   * Number of bytes.
-   */
-  size_t payload_len;
-} kvf_notification;
-
-/**
- * Messages, oldest first per sender. Free with `kvf_notification_list_free()`.
- */
-typedef struct kvf_notification_list {
-  /**
-   * `len` messages, or NULL.
-   */
-  struct kvf_notification *items;
-  /**
-   * Their number.
-   */
-  size_t len;
-} kvf_notification_list;
-
-/**
- * What a backend knows about one range.
- */
-typedef struct kvf_query_result {
-  /**
-   * 1 if the backend knows the range, 0 if not.
-   */
-  uint8_t found;
-  /**
-   * What it knows; empty if `found` is 0.
-   */
-  struct kvf_param_list params;
-} kvf_query_result;
-
-/**
- * One result for each range asked about, in their order. Free with `kvf_query_list_free()`.
- */
-typedef struct kvf_query_list {
-  /**
-   * `len` results, or NULL.
-   */
-  struct kvf_query_result *items;
-  /**
-   * Their number.
-   */
-  size_t len;
-} kvf_query_list;
-
-/**
- * A backend to create, with its parameters.
- */
-typedef struct kvf_backend {
-  /**
-   * Name of the plugin, for example `"UCX"`.
-   */
-  const char *name;
-  /**
-   * Parameters that differ from the plugin's defaults.
-   */
-  const struct kvf_param *params;
-  /**
-   * Their number.
-   */
-  size_t params_len;
-} kvf_backend;
-
-/**
- * What an agent is created with. Start from `kvf_agent_options_default()`, or zero the struct and
- * set `struct_size`; zero is the default of every field. Set at least `name` and `transport`.
- */
-typedef struct kvf_agent_options {
-  /**
-   * `sizeof(kvf_agent_options)`.
-   */
-  uint32_t struct_size;
-  /**
-   * One of `KVF_PROGRESS_…`: who answers peers while the program is busy elsewhere.
-   */
-  uint32_t progress;
-  /**
-   * Name by which peers know this agent, unique among them; 1 to 1024 bytes.
-   */
-  const char *name;
-  /**
-   * `"nixl"` or `"local"`. There is no default, and nothing falls back in silence.
-   */
-  const char *transport;
-  /**
-   * `nixl`: path of `libnixl_capi.so`. NULL searches: the environment variable
-   * `KVF_NIXL_LIBRARY`, a NIXL that is already in the process, the Python wheels nixl-cu12 and
-   * nixl-cu13 next to the running interpreter, the system's loader path. One process has one NIXL:
-   * the first agent decides.
-   */
-  const char *nixl_library;
-  /**
-   * `nixl`: folder of the backend plugins; NULL is the one beside the library.
-   */
-  const char *nixl_plugin_dir;
-  /**
-   * Backends to create at once. With `backends_len` 0 that is the transport's default (`UCX` for
-   * `nixl`), unless `no_default_backend` is 1.
-   */
-  const struct kvf_backend *backends;
-  /**
-   * Their number.
-   */
-  size_t backends_len;
-  /**
-   * How long the progress thread sleeps at most, in microseconds; 0 is the default, 10 ms.
-   */
-  uint64_t progress_delay_us;
-  /**
-   * One of `KVF_SYNC_…`. In every mode the agent may be used from many threads at once.
-   */
-  uint32_t sync_mode;
-  /**
-   * `nixl`: worker threads of backends that can have several; 0 is the backend's default.
-   */
-  uint32_t worker_threads;
-  /**
-   * `local`: threads that copy, the caller's included; 0 is 1.
-   */
-  uint32_t copy_threads;
-  /**
-   * How long `kvf_agent_destroy()` waits for transfers under way, in milliseconds; 0 is 5,000.
-   */
-  uint32_t drain_timeout_ms;
-  /**
-   * `nixl`: port of NIXL's own metadata listener, if `listen` is 1.
-   */
-  uint16_t listen_port;
-  /**
-   * `nixl`: 1 starts NIXL's own metadata listener.
-   */
-  uint8_t listen;
-  /**
-   * 1 records telemetry of each transfer.
-   */
-  uint8_t telemetry;
-  /**
-   * 1 creates no backend by default.
-   */
-  uint8_t no_default_backend;
-  /**
-   * Zero.
-   */
-  uint8_t reserved[3];
-} kvf_agent_options;
-
-/**
- * One rank's endpoint. All zero is the null handle.
- */
-typedef struct kvf_agent {
-  /**
-   * Opaque. Zero is null.
-   */
-  uint64_t id;
-} kvf_agent;
-
-/**
- * A range to register.
- */
-typedef struct kvf_reg_desc {
-  /**
-   * Address, or offset; see `KVF_MEM_…`.
-   */
-  uint64_t addr;
-  /**
-   * Length in bytes.
-   */
-  uint64_t len;
-  /**
-   * Device; see `KVF_MEM_…`.
-   */
-  uint64_t device;
-  /**
-   * What the backend wants to know (a path, an object key); usually NULL.
-   */
-  const uint8_t *meta;
-  /**
-   * Its length in bytes.
-   */
-  size_t meta_len;
-} kvf_reg_desc;
-
-/**
- * A range of memory: a row of an N×3 array of 64-bit integers.
- */
-typedef struct kvf_mem_desc {
-  /**
-   * Address, or offset for memory that is not addressed; see `KVF_MEM_…`.
-   */
-  uint64_t addr;
-  /**
-   * Length in bytes.
-   */
-  uint64_t len;
-  /**
-   * Device; see `KVF_MEM_…`.
-   */
-  uint64_t device;
-} kvf_mem_desc;
-
-/**
- * Ranges prepared for picking by index. All zero is the null handle.
- */
-typedef struct kvf_desc_list {
-  /**
-   * Opaque. Zero is null.
-   */
-  uint64_t id;
-} kvf_desc_list;
-
-/**
- * `count` ranges of `len` bytes, `stride` bytes from start to start: a row of an N×5 array.
- */
-typedef struct kvf_strided_desc {
-  /**
-   * Address of the first range.
-   */
-  uint64_t addr;
-  /**
-   * Length of each range in bytes.
-   */
-  uint64_t len;
-  /**
-   * Device; see `KVF_MEM_…`.
-   */
-  uint64_t device;
-  /**
-   * Distance from the start of one range to the start of the next, in bytes.
-   */
-  uint64_t stride;
-  /**
-   * Number of ranges, at least 1.
-   */
-  uint64_t count;
-} kvf_strided_desc;
-
-/**
- * Choices for making a transfer. Start from `kvf_transfer_options_default()`; zero is the default
- * of every field.
- */
-typedef struct kvf_transfer_options {
-  /**
-   * `sizeof(kvf_transfer_options)`.
-   */
-  uint32_t struct_size;
-  /**
-   * `nixl`: 1 leaves adjacent ranges as they are instead of merging them.
-   */
-  uint8_t skip_merge;
-  /**
-   * 1 sends a notification even if `notification_len` is 0.
-   */
-  uint8_t has_notification;
-  /**
-   * Zero.
-   */
-  uint8_t reserved[2];
-  /**
-   * Sent to the remote agent when all bytes have arrived. Any bytes, at most 16 MiB.
-   */
-  const uint8_t *notification;
-  /**
-   * Its length; 0 sends none, unless `has_notification` is 1.
-   */
-  size_t notification_len;
-  /**
-   * Names of the backends that may carry the transfer; 0 of them is any.
-   */
-  const char *const *backends;
-  /**
-   * Their number.
-   */
-  size_t backends_len;
-} kvf_transfer_options;
-
-/**
- * A transfer. All zero is the null handle.
- */
-typedef struct kvf_transfer {
-  /**
-   * Opaque. Zero is null.
-   */
-  uint64_t id;
-} kvf_transfer;
-
-/**
- * Figures of one transfer; see `kvf_transfer_telemetry_get()`.
- */
-typedef struct kvf_transfer_telemetry {
-  /**
-   * When it was posted, in microseconds of the monotonic clock.
-   */
-  uint64_t start_time_us;
-  /**
-   * Time spent inside post, in microseconds.
-   */
-  uint64_t post_duration_us;
-  /**
-   * From post to completion, in microseconds.
-   */
-  uint64_t transfer_duration_us;
-  /**
-   * Bytes moved.
-   */
-  uint64_t total_bytes;
-  /**
-   * Descriptors, after merging.
-   */
-  uint64_t descriptors;
-} kvf_transfer_telemetry;
-
-/**
- * An estimate of how long a transfer takes; see `kvf_transfer_cost_estimate()`.
- */
-typedef struct kvf_transfer_cost {
-  /**
-   * Expected duration in microseconds.
-   */
-  int64_t duration_us;
-  /**
-   * How far off that may be, in microseconds.
-   */
-  int64_t error_margin_us;
-  /**
-   * How it was arrived at; 0 is the backend's analytical model.
-   */
-  uint32_t method;
-  /**
-   * Zero.
-   */
-  uint32_t reserved;
-} kvf_transfer_cost;
-
-/**
- * How to listen. Start from `kvf_side_channel_options_default()`; zero is the default of every field.
- */
-typedef struct kvf_side_channel_options {
-  /**
-   * `sizeof(kvf_side_channel_options)`.
-   */
-  uint32_t struct_size;
-  /**
-   * Clients served at once; 0 is 256.
-   */
-  uint32_t max_connections;
-  /**
-   * `"tcp"`, which NULL means too: one message, a 4-byte big-endian length and the payload, to
-   * each client that connects.
-   */
-  const char *kind;
-  /**
-   * Address or host name to listen on; NULL is `127.0.0.1`. Anything that other hosts can reach
-   * must be asked for: metadata is not authenticated.
-   */
-  const char *host;
-  /**
-   * Longest metadata in bytes; 0 is 64 MiB.
-   */
-  uint64_t max_message_bytes;
-  /**
-   * How long one client may take, in milliseconds; 0 is 5,000.
-   */
-  uint64_t timeout_ms;
-  /**
-   * Port; 0 lets the system choose (`kvf_side_channel_address()` tells).
-   */
-  uint16_t port;
-  /**
-   * Zero.
-   */
-  uint8_t reserved[6];
-} kvf_side_channel_options;
-
-/**
- * A listener that gives metadata to whoever asks. All zero is the null handle.
- */
-typedef struct kvf_side_channel {
-  /**
-   * Opaque. Zero is null.
-   */
-  uint64_t id;
-} kvf_side_channel;
-
-/**
- * Success.
- */
+/** Success. */
 #define KVF_OK 0
 
-/**
- * An argument is not acceptable; the message names it and its value. Nothing was done.
- */
+/** An argument is not acceptable; the message names it and its value. Nothing was done. */
 #define KVF_ERR_INVALID_ARGUMENT (-1)
-
-/**
- * A handle is null, stale, destroyed, or of another kind. Nothing was done.
- */
+/** A handle is null, stale, destroyed, or of another kind. Nothing was done. */
 #define KVF_ERR_INVALID_HANDLE (-2)
-
-/**
- * The object is not in a state in which the call makes sense.
- */
+/** The object is not in a state in which the call makes sense. */
 #define KVF_ERR_INVALID_STATE (-3)
-
-/**
- * A named thing (remote agent, backend, plugin) is not known.
- */
+/** A named thing (remote agent, backend, plugin) is not known. */
 #define KVF_ERR_NOT_FOUND (-4)
-
-/**
- * The transport or one of its backends failed; the message has what it said.
- */
+/** The transport or one of its backends failed; the message has what it said. */
 #define KVF_ERR_BACKEND (-5)
-
 /**
  * No transport library was found, or no backend can serve the request; the message says where was
  * looked and what to install.
  */
 #define KVF_ERR_NO_BACKEND (-6)
-
-/**
- * The time allowed is over. The call may be repeated.
- */
+/** The time allowed is over. The call may be repeated. */
 #define KVF_ERR_TIMEOUT (-7)
-
-/**
- * The peer is gone. Load its metadata again before using it.
- */
+/** The peer is gone. Load its metadata again before using it. */
 #define KVF_ERR_PEER_LOST (-8)
-
-/**
- * The peer, or the bytes it sent, cannot be worked with: wrong format, version or content.
- */
+/** The peer, or the bytes it sent, cannot be worked with: wrong format, version or content. */
 #define KVF_ERR_PEER_INCOMPATIBLE (-9)
-
-/**
- * A memory range lies outside what its owner has registered.
- */
+/** A memory range lies outside what its owner has registered. */
 #define KVF_ERR_NOT_REGISTERED (-10)
-
-/**
- * The operating system refused; the message says what to change.
- */
+/** The operating system refused; the message says what to change. */
 #define KVF_ERR_PERMISSION_DENIED (-11)
-
-/**
- * The object is in use; repeat the call later.
- */
+/** The object is in use; repeat the call later. */
 #define KVF_ERR_BUSY (-12)
-
-/**
- * This transport or backend does not offer the operation.
- */
+/** This transport or backend does not offer the operation. */
 #define KVF_ERR_NOT_SUPPORTED (-13)
-
-/**
- * The transfer was cancelled and has come to rest.
- */
+/** The transfer was cancelled and has come to rest. */
 #define KVF_ERR_CANCELED (-14)
-
-/**
- * Two things that must agree do not: counts, lengths, memory kinds.
- */
+/** Two things that must agree do not: counts, lengths, memory kinds. */
 #define KVF_ERR_MISMATCH (-15)
-
-/**
- * The transfer has not been posted yet.
- */
+/** The transfer has not been posted yet. */
 #define KVF_ERR_NOT_POSTED (-16)
-
-/**
- * The transfer is still under way and cannot be posted again.
- */
+/** The transfer is still under way and cannot be posted again. */
 #define KVF_ERR_REPOST_ACTIVE (-17)
-
-/**
- * Telemetry was not enabled when the agent was created, or there is none yet.
- */
+/** Telemetry was not enabled when the agent was created, or there is none yet. */
 #define KVF_ERR_NO_TELEMETRY (-18)
-
-/**
- * The operation is not allowed on this object.
- */
+/** The operation is not allowed on this object. */
 #define KVF_ERR_NOT_ALLOWED (-19)
-
-/**
- * An input or output error of the operating system.
- */
+/** An input or output error of the operating system. */
 #define KVF_ERR_IO (-20)
-
-/**
- * Out of memory, descriptors, threads, or another limit.
- */
+/** Out of memory, descriptors, threads, or another limit. */
 #define KVF_ERR_RESOURCE_EXHAUSTED (-21)
-
 /**
  * A fault inside kvferry, among them a panic that was caught. The process is not harmed; the
  * object concerned should be destroyed. Please report it.
  */
 #define KVF_ERR_INTERNAL (-22)
-
-#ifdef __cplusplus
-extern "C" {
-#endif // __cplusplus
-
-/**
- * Version of this library, for example `"0.1.0"`. Never NULL; valid for ever. Any thread.
- */
-KVF_MUST_USE
-const char *kvf_version(void);
-
-/**
- * Version of the binary interface, the number in the SONAME (`libkvferry.so.0`). Within one ABI
- * version functions and fields are only added. Compare with `KVF_ABI_VERSION`. Any thread.
- */
-KVF_MUST_USE
-uint32_t kvf_abi_version(void);
 
 /**
  * A short name such as `"peer lost"`. Never NULL; valid for ever; `"unknown status"` for a number
@@ -796,16 +138,64 @@ const char *kvf_status_name(kvf_status status);
 /**
  * What went wrong in the calling thread's last call that failed: the status name, a colon, and
  * the details. Never NULL; empty when no call has failed yet. The text stays valid until the next
- * failing call of the same thread, or its end; successful calls leave it alone.
+ * failing call of the same thread, or its end; successful calls leave it alone. Any thread, each
+ * with its own message.
  */
 KVF_MUST_USE
 const char *kvf_last_error_message(void);
 
+/* ==== The library ============================================================================= */
+
+/** The version of the binary interface that this header describes. */
+#define KVF_ABI_VERSION 0
+
+/** Version of this library, for example `"0.1.0"`. Never NULL; valid for ever. Any thread. */
+KVF_MUST_USE
+const char *kvf_version(void);
+
+/**
+ * Version of the binary interface of this library, the number in its SONAME (`libkvferry.so.0`).
+ * Compare with `KVF_ABI_VERSION` where the library is opened at run time. Any thread.
+ */
+KVF_MUST_USE
+uint32_t kvf_abi_version(void);
+
 /**
  * For tests only: panics inside the library with this text, to show that a panic comes back as
- * `KVF_ERR_INTERNAL` with its text in `kvf_last_error_message()`, and the process lives.
+ * `KVF_ERR_INTERNAL` with its text in `kvf_last_error_message()`, and the process lives. Any
+ * thread.
  */
+KVF_MUST_USE
 kvf_status kvf_debug_panic(const char *message);
+
+/* ==== Logging ================================================================================= */
+
+/** Nothing is logged. */
+#define KVF_LOG_OFF 0
+/** Failures that nobody else reports. */
+#define KVF_LOG_ERROR 1
+/** What an operator should look at. */
+#define KVF_LOG_WARN 2
+/** What happens once per object: which library was loaded, who connected. */
+#define KVF_LOG_INFO 3
+/** What happens once per request, and the text of every error that is returned. */
+#define KVF_LOG_DEBUG 4
+/** Everything. */
+#define KVF_LOG_TRACE 5
+
+/**
+ * Receives one log record. `level` is one of `KVF_LOG_ERROR` to `KVF_LOG_TRACE`; `target` says
+ * which part of the library speaks. Both texts are valid during the call only. It is called from
+ * any thread, also several at once. It must return (no exception, no longjmp) and must not call
+ * back into the library.
+ */
+typedef void (*kvf_log_fn)(void *env,
+                           int32_t level,
+                           const char *target,
+                           const char *message);
+
+/** Frees what a callback was given. */
+typedef void (*kvf_free_fn)(void *env);
 
 /**
  * Sets how much is logged. Until it is called the environment variable `KVF_LOG` decides (`off`,
@@ -814,54 +204,260 @@ kvf_status kvf_debug_panic(const char *message);
 kvf_status kvf_log_set_level(int32_t level);
 
 /**
- * Sends the log to a function instead of standard error; NULL goes back to standard error.
+ * Sends the log to a function instead of standard error; NULL goes back to standard error. Any
+ * thread.
  *
- * `env` is handed to every call of `callback`. `finalizer`, if not NULL, is called with `env` once,
- * when the callback has been replaced and the last call of it has returned. Any thread.
+ * @param callback   Called for each record; see `kvf_log_fn`.
+ * @param env        Handed to every call of `callback`.
+ * @param finalizer  If not NULL, called with `env` once: when the callback has been replaced and
+ *                   the last call of it has returned. Not called if this function fails.
+ * @return `KVF_ERR_NOT_ALLOWED` in a Rust program that has a logger of its own.
  */
 kvf_status kvf_log_set_callback(kvf_log_fn callback,
                                 void *env,
                                 kvf_free_fn finalizer);
 
+/* ==== What the library gives away, and how it is freed ======================================== */
+
+/**
+ * Bytes that the library has allocated. Free with `kvf_buffer_free()`.
+ *
+ * `data` is NULL when `len` is 0. Where the content is text it is UTF-8, `len` does not count the
+ * terminating NUL, and there is one.
+ */
+typedef struct kvf_buffer {
+  /** The bytes, or NULL. */
+  uint8_t *data;
+  /** Their number. */
+  size_t len;
+} kvf_buffer;
+
+/** Strings that the library has allocated. Free with `kvf_string_list_free()`. */
+typedef struct kvf_string_list {
+  /** `len` NUL-terminated UTF-8 strings, or NULL. */
+  char **items;
+  /** Their number. */
+  size_t len;
+} kvf_string_list;
+
+/** A name and a value, both NUL-terminated UTF-8. */
+typedef struct kvf_param {
+  /** The name. */
+  const char *key;
+  /** The value. */
+  const char *value;
+} kvf_param;
+
+/** Names and values that the library has allocated. Free with `kvf_param_list_free()`. */
+typedef struct kvf_param_list {
+  /** `len` pairs, or NULL. */
+  kvf_param *items;
+  /** Their number. */
+  size_t len;
+} kvf_param_list;
+
+/** A message from a remote agent. */
+typedef struct kvf_notification {
+  /** Name of the agent that sent it; NUL-terminated UTF-8. */
+  const char *from;
+  /** Its bytes; any bytes, not terminated. NULL when `payload_len` is 0. */
+  const uint8_t *payload;
+  /** Number of bytes. */
+  size_t payload_len;
+} kvf_notification;
+
+/** Messages, oldest first per sender. Free with `kvf_notification_list_free()`. */
+typedef struct kvf_notification_list {
+  /** `len` messages, or NULL. */
+  kvf_notification *items;
+  /** Their number. */
+  size_t len;
+} kvf_notification_list;
+
+/** What a backend knows about one range. */
+typedef struct kvf_query_result {
+  /** 1 if the backend knows the range, 0 if not. */
+  uint8_t found;
+  /** What it knows; empty if `found` is 0. */
+  kvf_param_list params;
+} kvf_query_result;
+
+/** One result for each range asked about, in their order. Free with `kvf_query_list_free()`. */
+typedef struct kvf_query_list {
+  /** `len` results, or NULL. */
+  kvf_query_result *items;
+  /** Their number. */
+  size_t len;
+} kvf_query_list;
+
 /**
  * Frees the bytes and zeroes the struct. NULL, and a struct that is all zero, are ignored, so
- * freeing twice is harmless. Thread safety: any thread, one at a time per struct.
+ * freeing twice is harmless. Any thread, but one at a time for the same struct.
  */
-void kvf_buffer_free(struct kvf_buffer *buffer);
+void kvf_buffer_free(kvf_buffer *buffer);
+
+/** Frees the strings and zeroes the struct; otherwise, also for threads, as `kvf_buffer_free()`. */
+void kvf_string_list_free(kvf_string_list *list);
+
+/** Frees the pairs and zeroes the struct; otherwise, also for threads, as `kvf_buffer_free()`. */
+void kvf_param_list_free(kvf_param_list *list);
 
 /**
- * Frees the strings and zeroes the struct; otherwise as `kvf_buffer_free()`.
+ * Frees the messages and zeroes the struct; otherwise, also for threads, as `kvf_buffer_free()`.
  */
-void kvf_string_list_free(struct kvf_string_list *list);
+void kvf_notification_list_free(kvf_notification_list *list);
+
+/** Frees the results and zeroes the struct; otherwise, also for threads, as `kvf_buffer_free()`. */
+void kvf_query_list_free(kvf_query_list *list);
+
+/* ==== Memory and descriptors ================================================================== */
+
+/** Host memory. `addr` is a virtual address; `device` is 0. */
+#define KVF_MEM_DRAM 0
+/** GPU memory. `addr` is a device address; `device` the CUDA ordinal. */
+#define KVF_MEM_VRAM 1
+/** A block device. `addr` is an offset; `device` an identifier that the backend defines. */
+#define KVF_MEM_BLOCK 2
+/** An object store. `addr` is an offset; the metadata of the registration is the key. */
+#define KVF_MEM_OBJECT 3
+/** A file. `addr` is an offset; `device` the file descriptor. */
+#define KVF_MEM_FILE 4
+
+/** A range of memory: a row of an Nx3 array of 64-bit integers. */
+typedef struct kvf_mem_desc {
+  /** Address, or offset for memory that is not addressed; see `KVF_MEM_...`. */
+  uint64_t addr;
+  /** Length in bytes. */
+  uint64_t len;
+  /** Device; see `KVF_MEM_...`. */
+  uint64_t device;
+} kvf_mem_desc;
+
+/** `count` ranges of `len` bytes, `stride` bytes from start to start: a row of an Nx5 array. */
+typedef struct kvf_strided_desc {
+  /** Address of the first range. */
+  uint64_t addr;
+  /** Length of each range in bytes. */
+  uint64_t len;
+  /** Device; see `KVF_MEM_...`. */
+  uint64_t device;
+  /** Distance from the start of one range to the start of the next, in bytes. */
+  uint64_t stride;
+  /** Number of ranges, at least 1. */
+  uint64_t count;
+} kvf_strided_desc;
+
+/** A range to register. */
+typedef struct kvf_reg_desc {
+  /** Address, or offset; see `KVF_MEM_...`. */
+  uint64_t addr;
+  /** Length in bytes. */
+  uint64_t len;
+  /** Device; see `KVF_MEM_...`. */
+  uint64_t device;
+  /** What the backend wants to know (a path, an object key); usually NULL. */
+  const uint8_t *meta;
+  /** Its length in bytes. */
+  size_t meta_len;
+} kvf_reg_desc;
+
+/* ==== Agents ================================================================================== */
+
+/** A thread that sleeps until a peer wants something: the default. */
+#define KVF_PROGRESS_THREAD 0
+/** No thread: peers are answered only during calls, above all `kvf_agent_notifications()`. */
+#define KVF_PROGRESS_CALLER 1
+/** `nixl`: a thread that never sleeps. Lowest latency; costs one core. */
+#define KVF_PROGRESS_SPIN 2
+
+/** The transport's choice, which is `KVF_SYNC_RW`. */
+#define KVF_SYNC_DEFAULT 0
+/** NIXL does not lock; kvferry holds a lock of its own around each call instead. */
+#define KVF_SYNC_NONE 1
+/** NIXL lets one call in at a time. */
+#define KVF_SYNC_STRICT 2
+/** NIXL lets posting and polling run side by side, and changes one at a time. */
+#define KVF_SYNC_RW 3
+
+/** A backend to create, with its parameters. */
+typedef struct kvf_backend {
+  /** Name of the plugin, for example `"UCX"`. */
+  const char *name;
+  /** Parameters that differ from the plugin's defaults. */
+  const kvf_param *params;
+  /** Their number. */
+  size_t params_len;
+} kvf_backend;
 
 /**
- * Frees the pairs and zeroes the struct; otherwise as `kvf_buffer_free()`.
+ * What an agent is created with. Start from `kvf_agent_options_default()`, or zero the struct and
+ * set `struct_size`; zero is the default of every field. Set at least `name` and `transport`.
  */
-void kvf_param_list_free(struct kvf_param_list *list);
+typedef struct kvf_agent_options {
+  /** `sizeof(kvf_agent_options)`. */
+  uint32_t struct_size;
+  /** One of `KVF_PROGRESS_...`: who answers peers while the program is busy elsewhere. */
+  uint32_t progress;
+  /** Name by which peers know this agent, unique among them; 1 to 1024 bytes. */
+  const char *name;
+  /** `"nixl"` or `"local"`. There is no default, and nothing falls back in silence. */
+  const char *transport;
+  /**
+   * `nixl`: path of `libnixl_capi.so`. NULL searches: the environment variable
+   * `KVF_NIXL_LIBRARY`, a NIXL that is already in the process, the Python wheels nixl-cu12 and
+   * nixl-cu13 next to the running interpreter, the system's loader path. One process has one NIXL:
+   * the first agent decides.
+   */
+  const char *nixl_library;
+  /** `nixl`: folder of the backend plugins; NULL is the one beside the library. */
+  const char *nixl_plugin_dir;
+  /**
+   * Backends to create at once. With `backends_len` 0 that is the transport's default (`UCX` for
+   * `nixl`), unless `no_default_backend` is 1.
+   */
+  const kvf_backend *backends;
+  /** Their number. */
+  size_t backends_len;
+  /** How long the progress thread sleeps at most, in microseconds; 0 is the default, 10 ms. */
+  uint64_t progress_delay_us;
+  /** One of `KVF_SYNC_...`. In every mode the agent may be used from many threads at once. */
+  uint32_t sync_mode;
+  /** `nixl`: worker threads of backends that can have several; 0 is the backend's default. */
+  uint32_t worker_threads;
+  /** `local`: threads that copy, the caller's included; 0 is 1. */
+  uint32_t copy_threads;
+  /** How long `kvf_agent_destroy()` waits for transfers under way, in milliseconds; 0 is 5,000. */
+  uint32_t drain_timeout_ms;
+  /** `nixl`: port of NIXL's own metadata listener, if `listen` is 1. */
+  uint16_t listen_port;
+  /** `nixl`: 1 starts NIXL's own metadata listener. */
+  uint8_t listen;
+  /** 1 records telemetry of each transfer. */
+  uint8_t telemetry;
+  /** 1 creates no backend by default. */
+  uint8_t no_default_backend;
+  /** Zero. */
+  uint8_t reserved[3];
+} kvf_agent_options;
+
+/** One rank's endpoint. All zero is the null handle. */
+typedef struct kvf_agent {
+  /** Opaque. Zero is null. */
+  uint64_t id;
+} kvf_agent;
 
 /**
- * Frees the messages and zeroes the struct; otherwise as `kvf_buffer_free()`.
- */
-void kvf_notification_list_free(struct kvf_notification_list *list);
-
-/**
- * Frees the results and zeroes the struct; otherwise as `kvf_buffer_free()`.
- */
-void kvf_query_list_free(struct kvf_query_list *list);
-
-/**
- * Creates an agent.
+ * Creates an agent. With `nixl` the first call in a process loads NIXL, which takes some 0.5 s. Any
+ * thread.
  *
  * @param options  Borrowed; not NULL.
  * @param agent    Receives the handle. End it with `kvf_agent_destroy()`.
  * @return `KVF_ERR_NO_BACKEND` if the transport library is not found: the message says where was
  *         looked and how to install it. `KVF_ERR_INVALID_ARGUMENT` for options that make no sense.
- *
- * Any thread. `nixl`: the first call in a process loads the library and takes some 0.5 s.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_create(const struct kvf_agent_options *options,
-                            struct kvf_agent *agent);
+kvf_status kvf_agent_create(const kvf_agent_options *options,
+                            kvf_agent *agent);
 
 /**
  * Ends an agent. Its lists and transfers end with it; all their handles are stale afterwards.
@@ -870,88 +466,88 @@ kvf_status kvf_agent_create(const struct kvf_agent_options *options,
  * `drain_timeout_ms`. After `KVF_OK` none of them touches memory any more. After `KVF_ERR_TIMEOUT`
  * some still may: keep their buffers. The handle is stale either way.
  *
+ * Any thread. Calls that other threads are in at that time come to their own end; those that can
+ * no longer do their work fail with `KVF_ERR_INVALID_STATE`.
+ *
  * @return `KVF_ERR_INVALID_HANDLE` if it was destroyed before, which is harmless.
- *
- * Any thread; calls that other threads are in come to their end first.
  */
-kvf_status kvf_agent_destroy(struct kvf_agent agent);
+kvf_status kvf_agent_destroy(kvf_agent agent);
 
 /**
- * The agent's name.
+ * The agent's name. Any thread.
  *
- * @param name  Receives text; free with `kvf_buffer_free()`. Any thread.
+ * @param name  Receives text; free with `kvf_buffer_free()`.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_name(struct kvf_agent agent,
-                          struct kvf_buffer *name);
+kvf_status kvf_agent_name(kvf_agent agent,
+                          kvf_buffer *name);
 
 /**
- * Names of the plugins that could become backends.
+ * Names of the plugins that could become backends. Any thread.
  *
- * @param plugins  Free with `kvf_string_list_free()`. Any thread.
+ * @param plugins  Free with `kvf_string_list_free()`.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_plugins(struct kvf_agent agent,
-                             struct kvf_string_list *plugins);
+kvf_status kvf_agent_plugins(kvf_agent agent,
+                             kvf_string_list *plugins);
 
 /**
- * What a plugin offers before it becomes a backend.
+ * What a plugin offers before it becomes a backend. Any thread.
  *
  * @param params     Parameters with their defaults; free with `kvf_param_list_free()`. May be NULL.
- * @param mem_kinds  Bit `1 << KVF_MEM_…` for each kind that it serves. May be NULL.
- * @return `KVF_ERR_NOT_FOUND` for an unknown plugin. Any thread.
+ * @param mem_kinds  Bit `1 << KVF_MEM_...` for each kind that it serves. May be NULL.
+ * @return `KVF_ERR_NOT_FOUND` for an unknown plugin.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_plugin_info(struct kvf_agent agent,
+kvf_status kvf_agent_plugin_info(kvf_agent agent,
                                  const char *plugin,
-                                 struct kvf_param_list *params,
+                                 kvf_param_list *params,
                                  uint32_t *mem_kinds);
 
 /**
- * Makes a backend of a plugin.
+ * Makes a backend of a plugin. Any thread.
  *
  * @return `KVF_ERR_NOT_FOUND` for an unknown plugin, `KVF_ERR_NOT_ALLOWED` if there is one already.
- *         Any thread.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_create_backend(struct kvf_agent agent,
-                                    const struct kvf_backend *backend);
+kvf_status kvf_agent_create_backend(kvf_agent agent,
+                                    const kvf_backend *backend);
 
 /**
- * Names of the backends that exist, in the order of their creation.
+ * Names of the backends that exist, in the order of their creation. Any thread.
  *
- * @param backends  Free with `kvf_string_list_free()`. Any thread.
+ * @param backends  Free with `kvf_string_list_free()`.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_backends(struct kvf_agent agent,
-                              struct kvf_string_list *backends);
+kvf_status kvf_agent_backends(kvf_agent agent,
+                              kvf_string_list *backends);
 
 /**
- * What a backend offers, now that it exists. Outputs as for `kvf_agent_plugin_info()`.
+ * What a backend offers, now that it exists. Outputs as for `kvf_agent_plugin_info()`. Any thread.
  *
- * @return `KVF_ERR_NOT_FOUND` for an unknown backend. Any thread.
+ * @return `KVF_ERR_NOT_FOUND` for an unknown backend.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_backend_info(struct kvf_agent agent,
+kvf_status kvf_agent_backend_info(kvf_agent agent,
                                   const char *backend,
-                                  struct kvf_param_list *params,
+                                  kvf_param_list *params,
                                   uint32_t *mem_kinds);
 
 /**
  * Registers memory: makes ranges available for transfers by this agent and, through its metadata,
  * to its peers. All or none. The memory stays the caller's and must stay mapped until it is
- * deregistered or the agent is destroyed.
+ * deregistered or the agent is destroyed. Any thread.
  *
- * @param mem_kind  One of `KVF_MEM_…`, for all ranges.
+ * @param mem_kind  One of `KVF_MEM_...`, for all ranges.
  * @param descs     The ranges; at least one.
  * @param backends  Names of the backends to register with; 0 of them is all that serve the kind.
  * @return `KVF_ERR_INVALID_ARGUMENT` for a range that is empty, wraps around, or (host memory) is
- *         not mapped; `KVF_ERR_NO_BACKEND` if no backend serves the kind. Any thread.
+ *         not mapped; `KVF_ERR_NO_BACKEND` if no backend serves the kind.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_register(struct kvf_agent agent,
+kvf_status kvf_agent_register(kvf_agent agent,
                               uint32_t mem_kind,
-                              const struct kvf_reg_desc *descs,
+                              const kvf_reg_desc *descs,
                               size_t descs_len,
                               const char *const *backends,
                               size_t backends_len);
@@ -963,120 +559,124 @@ kvf_status kvf_agent_register(struct kvf_agent agent,
  * @return `KVF_ERR_NOT_FOUND` or `KVF_ERR_NOT_REGISTERED` for a range that is not registered.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_deregister(struct kvf_agent agent,
+kvf_status kvf_agent_deregister(kvf_agent agent,
                                 uint32_t mem_kind,
-                                const struct kvf_reg_desc *descs,
+                                const kvf_reg_desc *descs,
                                 size_t descs_len,
                                 const char *const *backends,
                                 size_t backends_len);
 
 /**
  * Asks a backend what it knows about ranges that need not be registered (the size of a file, say).
+ * Any thread.
  *
- * @param results  One for each range; free with `kvf_query_list_free()`. Any thread.
+ * @param results  One for each range; free with `kvf_query_list_free()`.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_query_memory(struct kvf_agent agent,
+kvf_status kvf_agent_query_memory(kvf_agent agent,
                                   uint32_t mem_kind,
-                                  const struct kvf_reg_desc *descs,
+                                  const kvf_reg_desc *descs,
                                   size_t descs_len,
                                   const char *backend,
-                                  struct kvf_query_list *results);
+                                  kvf_query_list *results);
 
 /**
  * This agent's metadata: all that a peer needs to reach it and the memory registered so far. Send
- * it to peers by any way (`kvf_side_channel_…` is one); they pass it to `kvf_agent_add_remote()`.
+ * it to peers by any way (`kvf_side_channel_...` is one); they pass it to `kvf_agent_add_remote()`.
+ * Any thread.
  *
- * @param metadata  Bytes, not text; free with `kvf_buffer_free()`. Any thread.
+ * @param metadata  Bytes, not text; free with `kvf_buffer_free()`.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_metadata(struct kvf_agent agent,
-                              struct kvf_buffer *metadata);
+kvf_status kvf_agent_metadata(kvf_agent agent,
+                              kvf_buffer *metadata);
 
 /**
  * Metadata of some registered ranges only. With `connection_info` 1 it says how to connect, too;
- * then there may be 0 ranges. Peers add it to what they know.
+ * then there may be 0 ranges. Peers add it to what they know. Any thread.
  *
- * @param metadata  Bytes, not text; free with `kvf_buffer_free()`. Any thread.
+ * @param metadata  Bytes, not text; free with `kvf_buffer_free()`.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_partial_metadata(struct kvf_agent agent,
+kvf_status kvf_agent_partial_metadata(kvf_agent agent,
                                       uint32_t mem_kind,
-                                      const struct kvf_reg_desc *descs,
+                                      const kvf_reg_desc *descs,
                                       size_t descs_len,
                                       uint8_t connection_info,
                                       const char *const *backends,
                                       size_t backends_len,
-                                      struct kvf_buffer *metadata);
+                                      kvf_buffer *metadata);
 
 /**
- * Loads a peer's metadata. From here on transfers and notifications can go to that peer.
+ * Loads a peer's metadata. From here on transfers and notifications can go to that peer. Any
+ * thread.
  *
  * @param metadata  As the peer got it from `kvf_agent_metadata()`; borrowed.
  * @param name      Receives the peer's name; free with `kvf_buffer_free()`. May be NULL.
  * @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not such metadata, truncated ones, or a
- *         peer that this transport cannot reach. Any thread.
+ *         peer that this transport cannot reach.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_add_remote(struct kvf_agent agent,
+kvf_status kvf_agent_add_remote(kvf_agent agent,
                                 const uint8_t *metadata,
                                 size_t metadata_len,
-                                struct kvf_buffer *name);
+                                kvf_buffer *name);
 
 /**
- * Forgets a peer and disconnects from it. Transfers with it fail.
+ * Forgets a peer and disconnects from it. Transfers with it fail. Any thread.
  *
- * @return `KVF_ERR_NOT_FOUND` for an unknown peer. Any thread.
+ * @return `KVF_ERR_NOT_FOUND` for an unknown peer.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_remove_remote(struct kvf_agent agent,
+kvf_status kvf_agent_remove_remote(kvf_agent agent,
                                    const char *remote);
 
 /**
- * Whether metadata of a peer is loaded and covers the ranges (with 0 ranges: is loaded).
+ * Whether metadata of a peer is loaded and covers the ranges (with 0 ranges: is loaded). Any
+ * thread.
  *
- * @param ready  Receives 1 or 0. Any thread.
+ * @param ready  Receives 1 or 0.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_check_remote(struct kvf_agent agent,
+kvf_status kvf_agent_check_remote(kvf_agent agent,
                                   const char *remote,
                                   uint32_t mem_kind,
-                                  const struct kvf_mem_desc *descs,
+                                  const kvf_mem_desc *descs,
                                   size_t descs_len,
                                   uint8_t *ready);
 
 /**
- * Connects to a peer now, so that the first transfer does not have to.
+ * Connects to a peer now, so that the first transfer does not have to. Any thread.
  *
- * @param backends  Backends to connect; 0 of them is all that reach the peer. Any thread.
+ * @param backends  Backends to connect; 0 of them is all that reach the peer.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_connect(struct kvf_agent agent,
+kvf_status kvf_agent_connect(kvf_agent agent,
                              const char *remote,
                              const char *const *backends,
                              size_t backends_len);
 
 /**
  * Sends this agent's metadata to the listener of a peer (`nixl`: one created with `listen`), or,
- * with `host` NULL, to the central store that NIXL is configured for.
+ * with `host` NULL, to the central store that NIXL is configured for. Any thread.
  *
- * @return `KVF_ERR_NOT_SUPPORTED` by `local`: use a side channel. Any thread.
+ * @return `KVF_ERR_NOT_SUPPORTED` by `local`: use a side channel.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_send_metadata(struct kvf_agent agent,
+kvf_status kvf_agent_send_metadata(kvf_agent agent,
                                    const char *host,
                                    uint16_t port);
 
 /**
  * Sends part of this agent's metadata: as `kvf_agent_partial_metadata()` makes it, to where
- * `kvf_agent_send_metadata()` sends it.
+ * `kvf_agent_send_metadata()` sends it. Any thread.
  *
- * @param label  Name of the part in a central store, or NULL. Any thread.
+ * @param label  Name of the part in a central store, or NULL.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_send_partial_metadata(struct kvf_agent agent,
+kvf_status kvf_agent_send_partial_metadata(kvf_agent agent,
                                            uint32_t mem_kind,
-                                           const struct kvf_reg_desc *descs,
+                                           const kvf_reg_desc *descs,
                                            size_t descs_len,
                                            uint8_t connection_info,
                                            const char *const *backends,
@@ -1087,12 +687,12 @@ kvf_status kvf_agent_send_partial_metadata(struct kvf_agent agent,
 
 /**
  * Asks for a peer's metadata, from its listener or, with `host` NULL, from the central store. It
- * is loaded when it arrives: ask `kvf_agent_check_remote()`.
+ * is loaded when it arrives: ask `kvf_agent_check_remote()`. Any thread.
  *
- * @param label  Name of the part in a central store, or NULL. Any thread.
+ * @param label  Name of the part in a central store, or NULL.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_fetch_metadata(struct kvf_agent agent,
+kvf_status kvf_agent_fetch_metadata(kvf_agent agent,
                                     const char *remote,
                                     const char *host,
                                     uint16_t port,
@@ -1103,20 +703,20 @@ kvf_status kvf_agent_fetch_metadata(struct kvf_agent agent,
  * void. Any thread.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_invalidate_metadata(struct kvf_agent agent,
+kvf_status kvf_agent_invalidate_metadata(kvf_agent agent,
                                          const char *host,
                                          uint16_t port);
 
 /**
- * Sends a message to a peer, not bound to a transfer.
+ * Sends a message to a peer, not bound to a transfer. Any thread; messages of one thread to one
+ * peer arrive in order.
  *
  * @param payload  Any bytes, at most 16 MiB; borrowed.
  * @param backend  Backend that carries it; NULL is any that can.
  * @return `KVF_ERR_NOT_FOUND` for an unknown peer, `KVF_ERR_PEER_LOST` for one that is gone.
- *         Any thread; messages of one thread to one peer arrive in order.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_notify(struct kvf_agent agent,
+kvf_status kvf_agent_notify(kvf_agent agent,
                             const char *remote,
                             const uint8_t *payload,
                             size_t payload_len,
@@ -1124,37 +724,109 @@ kvf_status kvf_agent_notify(struct kvf_agent agent,
 
 /**
  * Takes all messages that have arrived. Never blocks. With `KVF_PROGRESS_CALLER` this is also what
- * answers peers: call it often.
+ * answers peers: call it often. Any thread.
  *
  * @param backends       Backends to look at; 0 of them is all.
  * @param notifications  Free with `kvf_notification_list_free()` (not needed when `len` is 0).
- *                       Any thread.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_notifications(struct kvf_agent agent,
+kvf_status kvf_agent_notifications(kvf_agent agent,
                                    const char *const *backends,
                                    size_t backends_len,
-                                   struct kvf_notification_list *notifications);
+                                   kvf_notification_list *notifications);
 
 /**
  * Takes one message, the first from `from` (NULL: from anybody) that begins with `prefix`; waits
- * for it if need be. All others stay for later calls.
+ * for it if need be. All others stay for later calls. Any thread.
  *
  * @param timeout_ms     How long to wait; 0 only looks.
  * @param notifications  Receives a list of one; free with `kvf_notification_list_free()`.
- * @return `KVF_ERR_TIMEOUT` if there is none in time. Any thread.
+ * @return `KVF_ERR_TIMEOUT` if there is none in time.
  */
 KVF_MUST_USE
-kvf_status kvf_agent_wait_notification(struct kvf_agent agent,
+kvf_status kvf_agent_wait_notification(kvf_agent agent,
                                        const char *from,
                                        const uint8_t *prefix,
                                        size_t prefix_len,
                                        uint64_t timeout_ms,
-                                       struct kvf_notification_list *notifications);
+                                       kvf_notification_list *notifications);
+
+/* ==== Direct transfers ======================================================================== */
+
+/** Remote to local. */
+#define KVF_OP_READ 0
+/** Local to remote. */
+#define KVF_OP_WRITE 1
+
+/** All bytes are where they belong. */
+#define KVF_TRANSFER_DONE 0
+/** Posted and under way. */
+#define KVF_TRANSFER_IN_PROGRESS 1
+
+/** Ranges prepared for picking by index. All zero is the null handle. */
+typedef struct kvf_desc_list {
+  /** Opaque. Zero is null. */
+  uint64_t id;
+} kvf_desc_list;
+
+/**
+ * Choices for making a transfer. Start from `kvf_transfer_options_default()`; zero is the default
+ * of every field.
+ */
+typedef struct kvf_transfer_options {
+  /** `sizeof(kvf_transfer_options)`. */
+  uint32_t struct_size;
+  /** `nixl`: 1 leaves adjacent ranges as they are instead of merging them. */
+  uint8_t skip_merge;
+  /** 1 sends a notification even if `notification_len` is 0. */
+  uint8_t has_notification;
+  /** Zero. */
+  uint8_t reserved[2];
+  /** Sent to the remote agent when all bytes have arrived. Any bytes, at most 16 MiB. */
+  const uint8_t *notification;
+  /** Its length; 0 sends none, unless `has_notification` is 1. */
+  size_t notification_len;
+  /** Names of the backends that may carry the transfer; 0 of them is any. */
+  const char *const *backends;
+  /** Their number. */
+  size_t backends_len;
+} kvf_transfer_options;
+
+/** A transfer. All zero is the null handle. */
+typedef struct kvf_transfer {
+  /** Opaque. Zero is null. */
+  uint64_t id;
+} kvf_transfer;
+
+/** Figures of one transfer; see `kvf_transfer_telemetry_get()`. */
+typedef struct kvf_transfer_telemetry {
+  /** When it was posted, in microseconds of the monotonic clock. */
+  uint64_t start_time_us;
+  /** Time spent inside post, in microseconds. */
+  uint64_t post_duration_us;
+  /** From post to completion, in microseconds. */
+  uint64_t transfer_duration_us;
+  /** Bytes moved. */
+  uint64_t total_bytes;
+  /** Descriptors, after merging. */
+  uint64_t descriptors;
+} kvf_transfer_telemetry;
+
+/** An estimate of how long a transfer takes; see `kvf_transfer_cost_estimate()`. */
+typedef struct kvf_transfer_cost {
+  /** Expected duration in microseconds. */
+  int64_t duration_us;
+  /** How far off that may be, in microseconds. */
+  int64_t error_margin_us;
+  /** How it was arrived at; 0 is the backend's analytical model. */
+  uint32_t method;
+  /** Zero. */
+  uint32_t reserved;
+} kvf_transfer_cost;
 
 /**
  * Prepares ranges so that transfers can pick from them by index. Do it once for memory that many
- * transfers use: all checks and look-ups happen here.
+ * transfers use: all checks and look-ups happen here. Any thread.
  *
  * @param remote    Whose memory: NULL for this agent's own as the local side of transfers; the name
  *                  of a remote agent; or this agent's own name for the remote side of transfers
@@ -1163,46 +835,43 @@ kvf_status kvf_agent_wait_notification(struct kvf_agent agent,
  * @param backends  Backends to prepare for; 0 of them is all that can.
  * @param list      Receives the handle; end it with `kvf_desc_list_release()`.
  * @return `KVF_ERR_NOT_FOUND` for an unknown agent; `KVF_ERR_NOT_FOUND` (`nixl`) or
- *         `KVF_ERR_NOT_REGISTERED` (`local`) for a range outside registered memory. Any thread.
+ *         `KVF_ERR_NOT_REGISTERED` (`local`) for a range outside registered memory.
  */
 KVF_MUST_USE
-kvf_status kvf_desc_list_prepare(struct kvf_agent agent,
+kvf_status kvf_desc_list_prepare(kvf_agent agent,
                                  const char *remote,
                                  uint32_t mem_kind,
-                                 const struct kvf_mem_desc *descs,
+                                 const kvf_mem_desc *descs,
                                  size_t descs_len,
                                  const char *const *backends,
                                  size_t backends_len,
-                                 struct kvf_desc_list *list);
+                                 kvf_desc_list *list);
 
 /**
- * As `kvf_desc_list_prepare()`, from rows of equal ranges. They are numbered row by row.
+ * As `kvf_desc_list_prepare()`, from rows of equal ranges. They are numbered row by row. Any
+ * thread.
  */
 KVF_MUST_USE
-kvf_status kvf_desc_list_prepare_strided(struct kvf_agent agent,
+kvf_status kvf_desc_list_prepare_strided(kvf_agent agent,
                                          const char *remote,
                                          uint32_t mem_kind,
-                                         const struct kvf_strided_desc *descs,
+                                         const kvf_strided_desc *descs,
                                          size_t descs_len,
                                          const char *const *backends,
                                          size_t backends_len,
-                                         struct kvf_desc_list *list);
+                                         kvf_desc_list *list);
 
-/**
- * Number of ranges in a list. Any thread.
- */
+/** Number of ranges in a list. Any thread. */
 KVF_MUST_USE
-kvf_status kvf_desc_list_len(struct kvf_desc_list list,
+kvf_status kvf_desc_list_len(kvf_desc_list list,
                              size_t *len);
 
-/**
- * Ends a list. Transfers made from it go on. Any thread.
- */
-kvf_status kvf_desc_list_release(struct kvf_desc_list list);
+/** Ends a list. Transfers made from it go on. Any thread. */
+kvf_status kvf_desc_list_release(kvf_desc_list list);
 
 /**
  * Makes a transfer between ranges picked from two lists: `local[local_indices[i]]` and
- * `remote[remote_indices[i]]` for every i. Nothing moves before it is posted.
+ * `remote[remote_indices[i]]` for every i. Nothing moves before it is posted. Any thread.
  *
  * @param op       `KVF_OP_READ` (remote to local) or `KVF_OP_WRITE` (local to remote).
  * @param local    A list prepared with `remote` NULL.
@@ -1210,174 +879,211 @@ kvf_status kvf_desc_list_release(struct kvf_desc_list list);
  * @param options  May be NULL.
  * @param transfer Receives the handle; end it with `kvf_transfer_release()`.
  * @return `KVF_ERR_INVALID_ARGUMENT` for an index outside its list or no index at all,
- *         `KVF_ERR_MISMATCH` for unequal counts or lengths. Any thread.
+ *         `KVF_ERR_MISMATCH` for unequal counts or lengths.
  */
 KVF_MUST_USE
-kvf_status kvf_transfer_make(struct kvf_agent agent,
+kvf_status kvf_transfer_make(kvf_agent agent,
                              uint32_t op,
-                             struct kvf_desc_list local,
+                             kvf_desc_list local,
                              const int32_t *local_indices,
                              size_t local_indices_len,
-                             struct kvf_desc_list remote,
+                             kvf_desc_list remote,
                              const int32_t *remote_indices,
                              size_t remote_indices_len,
-                             const struct kvf_transfer_options *options,
-                             struct kvf_transfer *transfer);
+                             const kvf_transfer_options *options,
+                             kvf_transfer *transfer);
 
 /**
  * Makes a transfer between two arrays of ranges, the i-th of one with the i-th of the other, in
- * one go. For memory that many transfers use, prepared lists are faster.
+ * one go. For memory that many transfers use, prepared lists are faster. Otherwise as
+ * `kvf_transfer_make()`. Any thread.
  *
  * @param remote_agent  Name of the remote agent, or this agent's own for a loopback.
- * Otherwise as `kvf_transfer_make()`.
  */
 KVF_MUST_USE
-kvf_status kvf_transfer_create(struct kvf_agent agent,
+kvf_status kvf_transfer_create(kvf_agent agent,
                                uint32_t op,
                                uint32_t local_kind,
-                               const struct kvf_mem_desc *local,
+                               const kvf_mem_desc *local,
                                size_t local_len,
                                uint32_t remote_kind,
-                               const struct kvf_mem_desc *remote,
+                               const kvf_mem_desc *remote,
                                size_t remote_len,
                                const char *remote_agent,
-                               const struct kvf_transfer_options *options,
-                               struct kvf_transfer *transfer);
+                               const kvf_transfer_options *options,
+                               kvf_transfer *transfer);
 
 /**
  * Starts a transfer, or starts it again after it has finished.
  *
  * Small transfers may be done when it returns; on one host the whole copy can run inside the call.
+ * Any thread.
  *
  * @param notification      Replaces the notification given when the transfer was made, from this
  *                          post on; NULL with length 0 leaves that one in place. Borrowed.
  * @param state             Receives `KVF_TRANSFER_DONE` or `KVF_TRANSFER_IN_PROGRESS`. May be NULL.
  * @return `KVF_ERR_REPOST_ACTIVE` while it is under way, `KVF_ERR_PEER_LOST` if the peer is gone,
- *         `KVF_ERR_BACKEND` otherwise. Any thread.
+ *         `KVF_ERR_BACKEND` otherwise.
  */
 KVF_MUST_USE
-kvf_status kvf_transfer_post(struct kvf_transfer transfer,
+kvf_status kvf_transfer_post(kvf_transfer transfer,
                              const uint8_t *notification,
                              size_t notification_len,
                              int32_t *state);
 
 /**
- * Where a transfer stands. Never blocks, not even on a post that another thread is in.
+ * Where a transfer stands. Never blocks, not even on a post that another thread is in. Any thread.
  *
  * @param state  Receives `KVF_TRANSFER_DONE` or `KVF_TRANSFER_IN_PROGRESS`.
  * @return `KVF_ERR_NOT_POSTED` before the first post. Any other error is how the transfer ended; no
- *         byte of it moves any more. `KVF_ERR_CANCELED` after a cancel. Any thread.
+ *         byte of it moves any more. `KVF_ERR_CANCELED` after a cancel.
  */
 KVF_MUST_USE
-kvf_status kvf_transfer_state(struct kvf_transfer transfer,
+kvf_status kvf_transfer_state(kvf_transfer transfer,
                               int32_t *state);
 
 /**
- * Asks for many transfers in one call.
+ * Asks for many transfers in one call. It succeeds whatever became of them;
+ * `kvf_last_error_message()` is then about the last one with a negative status. Any thread.
  *
  * @param transfers  `len` handles.
- * @param states     Receives `len` values: `KVF_TRANSFER_…`, or the negative status that
- *                   `kvf_transfer_state()` would return for that one. Any thread.
+ * @param states     Receives `len` values: `KVF_TRANSFER_...`, or the negative status that
+ *                   `kvf_transfer_state()` would return for that one.
  */
 KVF_MUST_USE
-kvf_status kvf_transfer_states(const struct kvf_transfer *transfers,
+kvf_status kvf_transfer_states(const kvf_transfer *transfers,
                                size_t len,
                                int32_t *states);
 
 /**
- * Asks a transfer to stop. It has come to rest, and its memory may be used for something else, when
- * `kvf_transfer_state()` no longer answers `KVF_TRANSFER_IN_PROGRESS`: then it is either done or
- * `KVF_ERR_CANCELED`. Where a backend cannot stop early, that takes until the bytes are through.
- * Harmless on a transfer that is not under way. Any thread.
+ * Asks a transfer to stop. It has come to rest, and its memory may be used for something else,
+ * when `kvf_transfer_state()` no longer answers `KVF_TRANSFER_IN_PROGRESS`: then it is either done
+ * or `KVF_ERR_CANCELED`. Where a backend cannot stop early, that takes until the bytes are
+ * through. Harmless on a transfer that is not under way. Any thread.
  */
-kvf_status kvf_transfer_cancel(struct kvf_transfer transfer);
+kvf_status kvf_transfer_cancel(kvf_transfer transfer);
 
 /**
- * Ends a transfer. One that is under way is asked to stop instead.
+ * Ends a transfer. One that is under way is asked to stop instead. Any thread.
  *
  * @return `KVF_ERR_BUSY` while bytes may still move: the handle stays valid, call again later.
- *         Any thread.
  */
-kvf_status kvf_transfer_release(struct kvf_transfer transfer);
+kvf_status kvf_transfer_release(kvf_transfer transfer);
 
 /**
- * Figures of a transfer's last post. The agent must have been created with `telemetry` 1.
+ * Figures of a transfer's last post. The agent must have been created with `telemetry` 1. Any
+ * thread.
  *
- * @return `KVF_ERR_NO_TELEMETRY` if it was not. Any thread.
+ * @return `KVF_ERR_NO_TELEMETRY` if it was not.
  */
 KVF_MUST_USE
-kvf_status kvf_transfer_telemetry_get(struct kvf_transfer transfer,
-                                      struct kvf_transfer_telemetry *telemetry);
+kvf_status kvf_transfer_telemetry_get(kvf_transfer transfer,
+                                      kvf_transfer_telemetry *telemetry);
 
 /**
- * An estimate of how long a transfer will take, before it is posted.
+ * An estimate of how long a transfer will take, before it is posted. Any thread.
  *
- * @return `KVF_ERR_NOT_SUPPORTED` if the backend has no model. Any thread.
+ * @return `KVF_ERR_NOT_SUPPORTED` if the backend has no model.
  */
 KVF_MUST_USE
-kvf_status kvf_transfer_cost_estimate(struct kvf_transfer transfer,
-                                      struct kvf_transfer_cost *cost);
+kvf_status kvf_transfer_cost_estimate(kvf_transfer transfer,
+                                      kvf_transfer_cost *cost);
 
 /**
- * Name of the backend that carries a transfer.
+ * Name of the backend that carries a transfer. Any thread.
  *
- * @param backend  Receives text; free with `kvf_buffer_free()`. Any thread.
+ * @param backend  Receives text; free with `kvf_buffer_free()`.
  */
 KVF_MUST_USE
-kvf_status kvf_transfer_backend(struct kvf_transfer transfer,
-                                struct kvf_buffer *backend);
+kvf_status kvf_transfer_backend(kvf_transfer transfer,
+                                kvf_buffer *backend);
+
+/* ==== Side channel ============================================================================ */
+
+/**
+ * How to listen. Start from `kvf_side_channel_options_default()`; zero is the default of every
+ * field.
+ */
+typedef struct kvf_side_channel_options {
+  /** `sizeof(kvf_side_channel_options)`. */
+  uint32_t struct_size;
+  /** Clients served at once; 0 is 256. */
+  uint32_t max_connections;
+  /**
+   * `"tcp"`, which NULL means too: one message, a 4-byte big-endian length and the payload, to
+   * each client that connects.
+   */
+  const char *kind;
+  /**
+   * Address or host name to listen on; NULL is `127.0.0.1`. Anything that other hosts can reach
+   * must be asked for: metadata is not authenticated.
+   */
+  const char *host;
+  /** Longest metadata in bytes; 0 is 64 MiB. */
+  uint64_t max_message_bytes;
+  /** How long one client may take, in milliseconds; 0 is 5,000. */
+  uint64_t timeout_ms;
+  /** Port; 0 lets the system choose (`kvf_side_channel_address()` tells). */
+  uint16_t port;
+  /** Zero. */
+  uint8_t reserved[6];
+} kvf_side_channel_options;
+
+/** A listener that gives metadata to whoever asks. All zero is the null handle. */
+typedef struct kvf_side_channel {
+  /** Opaque. Zero is null. */
+  uint64_t id;
+} kvf_side_channel;
 
 /**
  * Starts a listener that hands out `metadata`. It has a thread of its own; a slow, silent or
- * hostile client costs the others nothing.
+ * hostile client costs the others nothing. Any thread.
  *
  * @param options   May be NULL.
  * @param metadata  Any bytes, also none; copied.
  * @param channel   Receives the handle; end it with `kvf_side_channel_shutdown()`.
- * @return `KVF_ERR_BUSY` if the port is taken. Any thread.
+ * @return `KVF_ERR_BUSY` if the port is taken.
  */
 KVF_MUST_USE
-kvf_status kvf_side_channel_listen(const struct kvf_side_channel_options *options,
+kvf_status kvf_side_channel_listen(const kvf_side_channel_options *options,
                                    const uint8_t *metadata,
                                    size_t metadata_len,
-                                   struct kvf_side_channel *channel);
+                                   kvf_side_channel *channel);
 
 /**
  * Replaces the metadata. Clients that connect from now on get the new bytes; none gets a mixture.
  * Any thread.
  */
 KVF_MUST_USE
-kvf_status kvf_side_channel_set_metadata(struct kvf_side_channel channel,
+kvf_status kvf_side_channel_set_metadata(kvf_side_channel channel,
                                          const uint8_t *metadata,
                                          size_t metadata_len);
 
 /**
- * Where it listens.
+ * Where it listens. Any thread.
  *
  * @param host  Receives the address as text; free with `kvf_buffer_free()`. May be NULL.
- * @param port  Receives the port. May be NULL. Any thread.
+ * @param port  Receives the port. May be NULL.
  */
 KVF_MUST_USE
-kvf_status kvf_side_channel_address(struct kvf_side_channel channel,
-                                    struct kvf_buffer *host,
+kvf_status kvf_side_channel_address(kvf_side_channel channel,
+                                    kvf_buffer *host,
                                     uint16_t *port);
 
 /**
- * Whether clients are being served.
+ * Whether clients are being served. Any thread.
  *
- * @param running  Receives 1 or 0. Any thread.
+ * @param running  Receives 1 or 0.
  */
 KVF_MUST_USE
-kvf_status kvf_side_channel_is_running(struct kvf_side_channel channel,
+kvf_status kvf_side_channel_is_running(kvf_side_channel channel,
                                        uint8_t *running);
 
-/**
- * Stops the listener, cuts its clients, frees the port, and ends the handle. Any thread.
- */
-kvf_status kvf_side_channel_shutdown(struct kvf_side_channel channel);
+/** Stops the listener, cuts its clients, frees the port, and ends the handle. Any thread. */
+kvf_status kvf_side_channel_shutdown(kvf_side_channel channel);
 
 /**
- * Asks a listener for its metadata. It tries once.
+ * Asks a listener for its metadata. It tries once. Any thread.
  *
  * @param kind        `"tcp"`, which NULL means too.
  * @param host        Address or host name.
@@ -1385,7 +1091,7 @@ kvf_status kvf_side_channel_shutdown(struct kvf_side_channel channel);
  * @param max_bytes   Longest answer that is accepted; 0 is 64 MiB.
  * @param metadata    Free with `kvf_buffer_free()`.
  * @return `KVF_ERR_TIMEOUT`; `KVF_ERR_PEER_LOST` if nobody listens or the answer breaks off;
- *         `KVF_ERR_PEER_INCOMPATIBLE` if it is too long. Any thread.
+ *         `KVF_ERR_PEER_INCOMPATIBLE` if it is too long.
  */
 KVF_MUST_USE
 kvf_status kvf_side_channel_request(const char *kind,
@@ -1393,19 +1099,11 @@ kvf_status kvf_side_channel_request(const char *kind,
                                     uint16_t port,
                                     uint64_t timeout_ms,
                                     uint64_t max_bytes,
-                                    struct kvf_buffer *metadata);
+                                    kvf_buffer *metadata);
 
-#ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+/* ==== Defaults of the option structs ========================================================== */
 
-#endif  /* KVFERRY_H */
-
-#ifdef __cplusplus
-extern "C" {
-#endif
-
-/** Options for kvf_agent_create(): all defaults. Set `name` and `transport`. */
+/** Options for kvf_agent_create(): all defaults. Set `name` and `transport`. Any thread. */
 static inline kvf_agent_options kvf_agent_options_default(void) {
   kvf_agent_options options;
   memset(&options, 0, sizeof options);
@@ -1413,7 +1111,7 @@ static inline kvf_agent_options kvf_agent_options_default(void) {
   return options;
 }
 
-/** Options for kvf_transfer_make() and kvf_transfer_create(): all defaults. */
+/** Options for kvf_transfer_make() and kvf_transfer_create(): all defaults. Any thread. */
 static inline kvf_transfer_options kvf_transfer_options_default(void) {
   kvf_transfer_options options;
   memset(&options, 0, sizeof options);
@@ -1421,7 +1119,7 @@ static inline kvf_transfer_options kvf_transfer_options_default(void) {
   return options;
 }
 
-/** Options for kvf_side_channel_listen(): all defaults. */
+/** Options for kvf_side_channel_listen(): all defaults. Any thread. */
 static inline kvf_side_channel_options kvf_side_channel_options_default(void) {
   kvf_side_channel_options options;
   memset(&options, 0, sizeof options);
@@ -1432,3 +1130,5 @@ static inline kvf_side_channel_options kvf_side_channel_options_default(void) {
 #ifdef __cplusplus
 }
 #endif
+
+#endif /* KVFERRY_H */

@@ -1,6 +1,7 @@
 //! Agents: creation, registration, metadata, remote agents, notifications.
 
 use std::ffi::c_char;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,29 +9,21 @@ use once_cell::sync::Lazy;
 
 use super::guard::guard;
 use super::handle::Table;
-use super::input::{Plain, flag, nonzero, opt_text, options, out, slice, text, texts};
+use super::input::{
+    MAX_NAMES, Plain, bounded, flag, nonzero, opt_out, opt_text, options, out, slice, text, texts,
+};
 use super::logging;
+use super::memory::{kvf_mem_desc, kvf_reg_desc, mem_descs, reg_descs};
 use super::output::{
     self, kvf_buffer, kvf_notification_list, kvf_param, kvf_param_list, kvf_query_list,
-    kvf_string_list, write_optional,
+    kvf_string_list,
 };
 use super::status::kvf_status;
 use super::transfer;
 use crate::agent::{Agent, NotificationFilter};
 use crate::error::{Error, Result};
-use crate::memory::{MemDesc, MemKind, RegDesc};
+use crate::memory::MemKind;
 use crate::transport::{AgentOptions, BackendInfo, MetadataStore, Params, Progress, SyncMode};
-
-/// Host memory. `addr` is a virtual address; `device` is 0.
-pub const KVF_MEM_DRAM: u32 = 0;
-/// GPU memory. `addr` is a device address; `device` the CUDA ordinal.
-pub const KVF_MEM_VRAM: u32 = 1;
-/// A block device. `addr` is an offset; `device` an identifier that the backend defines.
-pub const KVF_MEM_BLOCK: u32 = 2;
-/// An object store. `addr` is an offset; the metadata of the registration is the key.
-pub const KVF_MEM_OBJECT: u32 = 3;
-/// A file. `addr` is an offset; `device` the file descriptor.
-pub const KVF_MEM_FILE: u32 = 4;
 
 /// A thread that sleeps until a peer wants something: the default.
 pub const KVF_PROGRESS_THREAD: u32 = 0;
@@ -116,62 +109,19 @@ pub struct kvf_agent_options {
 }
 
 // SAFETY: integers and raw pointers only.
-unsafe impl Plain for kvf_agent_options {}
-
-/// A range of memory: a row of an N×3 array of 64-bit integers.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct kvf_mem_desc {
-    /// Address, or offset for memory that is not addressed; see `KVF_MEM_…`.
-    pub addr: u64,
-    /// Length in bytes.
-    pub len: u64,
-    /// Device; see `KVF_MEM_…`.
-    pub device: u64,
-}
-
-/// `count` ranges of `len` bytes, `stride` bytes from start to start: a row of an N×5 array.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct kvf_strided_desc {
-    /// Address of the first range.
-    pub addr: u64,
-    /// Length of each range in bytes.
-    pub len: u64,
-    /// Device; see `KVF_MEM_…`.
-    pub device: u64,
-    /// Distance from the start of one range to the start of the next, in bytes.
-    pub stride: u64,
-    /// Number of ranges, at least 1.
-    pub count: u64,
-}
-
-/// A range to register.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct kvf_reg_desc {
-    /// Address, or offset; see `KVF_MEM_…`.
-    pub addr: u64,
-    /// Length in bytes.
-    pub len: u64,
-    /// Device; see `KVF_MEM_…`.
-    pub device: u64,
-    /// What the backend wants to know (a path, an object key); usually NULL.
-    pub meta: *const u8,
-    /// Its length in bytes.
-    pub meta_len: usize,
+unsafe impl Plain for kvf_agent_options {
+    const FIRST_SIZE: usize = 88;
 }
 
 pub(super) static AGENTS: Lazy<Table<Agent>> = Lazy::new(|| Table::new(1, "agent"));
 
-/// Creates an agent.
+/// Creates an agent. With `nixl` the first call in a process loads NIXL, which takes some 0.5 s. Any
+/// thread.
 ///
 /// @param options  Borrowed; not NULL.
 /// @param agent    Receives the handle. End it with `kvf_agent_destroy()`.
 /// @return `KVF_ERR_NO_BACKEND` if the transport library is not found: the message says where was
 ///         looked and how to install it. `KVF_ERR_INVALID_ARGUMENT` for options that make no sense.
-///
-/// Any thread. `nixl`: the first call in a process loads the library and takes some 0.5 s.
 ///
 /// # Safety
 /// Pointers are valid as the header's conventions say; this holds for all functions below.
@@ -204,9 +154,10 @@ pub unsafe extern "C" fn kvf_agent_create(
 /// `drain_timeout_ms`. After `KVF_OK` none of them touches memory any more. After `KVF_ERR_TIMEOUT`
 /// some still may: keep their buffers. The handle is stale either way.
 ///
-/// @return `KVF_ERR_INVALID_HANDLE` if it was destroyed before, which is harmless.
+/// Any thread. Calls that other threads are in at that time come to their own end; those that can
+/// no longer do their work fail with `KVF_ERR_INVALID_STATE`.
 ///
-/// Any thread; calls that other threads are in come to their end first.
+/// @return `KVF_ERR_INVALID_HANDLE` if it was destroyed before, which is harmless.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvf_agent_destroy(agent: kvf_agent) -> kvf_status {
     guard(|| {
@@ -217,9 +168,9 @@ pub extern "C" fn kvf_agent_destroy(agent: kvf_agent) -> kvf_status {
     })
 }
 
-/// The agent's name.
+/// The agent's name. Any thread.
 ///
-/// @param name  Receives text; free with `kvf_buffer_free()`. Any thread.
+/// @param name  Receives text; free with `kvf_buffer_free()`.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_name(agent: kvf_agent, name: *mut kvf_buffer) -> kvf_status {
@@ -231,9 +182,9 @@ pub unsafe extern "C" fn kvf_agent_name(agent: kvf_agent, name: *mut kvf_buffer)
     })
 }
 
-/// Names of the plugins that could become backends.
+/// Names of the plugins that could become backends. Any thread.
 ///
-/// @param plugins  Free with `kvf_string_list_free()`. Any thread.
+/// @param plugins  Free with `kvf_string_list_free()`.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_plugins(
@@ -248,11 +199,11 @@ pub unsafe extern "C" fn kvf_agent_plugins(
     })
 }
 
-/// What a plugin offers before it becomes a backend.
+/// What a plugin offers before it becomes a backend. Any thread.
 ///
 /// @param params     Parameters with their defaults; free with `kvf_param_list_free()`. May be NULL.
 /// @param mem_kinds  Bit `1 << KVF_MEM_…` for each kind that it serves. May be NULL.
-/// @return `KVF_ERR_NOT_FOUND` for an unknown plugin. Any thread.
+/// @return `KVF_ERR_NOT_FOUND` for an unknown plugin.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_plugin_info(
@@ -263,18 +214,25 @@ pub unsafe extern "C" fn kvf_agent_plugin_info(
 ) -> kvf_status {
     guard(|| {
         // SAFETY: the caller's contract.
-        let plugin = unsafe { text(plugin, "plugin") }?;
-        let info = AGENTS.get(agent.id)?.plugin_info(plugin)?;
-        // SAFETY: the caller's contract.
-        unsafe { write_info(info, params, mem_kinds) };
+        let (plugin, params, mem_kinds) = unsafe {
+            (
+                text(plugin, "plugin")?,
+                opt_out(params, "params")?,
+                opt_out(mem_kinds, "mem_kinds")?,
+            )
+        };
+        write_info(
+            AGENTS.get(agent.id)?.plugin_info(plugin)?,
+            params,
+            mem_kinds,
+        );
         Ok(())
     })
 }
 
-/// Makes a backend of a plugin.
+/// Makes a backend of a plugin. Any thread.
 ///
 /// @return `KVF_ERR_NOT_FOUND` for an unknown plugin, `KVF_ERR_NOT_ALLOWED` if there is one already.
-///         Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_create_backend(
@@ -284,18 +242,15 @@ pub unsafe extern "C" fn kvf_agent_create_backend(
     guard(|| {
         // SAFETY: the caller's contract.
         let backends = unsafe { slice(backend, 1, "backend") }?;
-        for b in backends {
-            // SAFETY: the caller's contract.
-            let (name, params) = unsafe { backend_config(b) }?;
-            AGENTS.get(agent.id)?.create_backend(&name, &params)?;
-        }
-        Ok(())
+        // SAFETY: the caller's contract; `slice` gave the one element that was asked for.
+        let (name, params) = unsafe { backend_config(&backends[0]) }?;
+        AGENTS.get(agent.id)?.create_backend(&name, &params)
     })
 }
 
-/// Names of the backends that exist, in the order of their creation.
+/// Names of the backends that exist, in the order of their creation. Any thread.
 ///
-/// @param backends  Free with `kvf_string_list_free()`. Any thread.
+/// @param backends  Free with `kvf_string_list_free()`.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_backends(
@@ -310,9 +265,9 @@ pub unsafe extern "C" fn kvf_agent_backends(
     })
 }
 
-/// What a backend offers, now that it exists. Outputs as for `kvf_agent_plugin_info()`.
+/// What a backend offers, now that it exists. Outputs as for `kvf_agent_plugin_info()`. Any thread.
 ///
-/// @return `KVF_ERR_NOT_FOUND` for an unknown backend. Any thread.
+/// @return `KVF_ERR_NOT_FOUND` for an unknown backend.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_backend_info(
@@ -323,23 +278,31 @@ pub unsafe extern "C" fn kvf_agent_backend_info(
 ) -> kvf_status {
     guard(|| {
         // SAFETY: the caller's contract.
-        let backend = unsafe { text(backend, "backend") }?;
-        let info = AGENTS.get(agent.id)?.backend_info(backend)?;
-        // SAFETY: the caller's contract.
-        unsafe { write_info(info, params, mem_kinds) };
+        let (backend, params, mem_kinds) = unsafe {
+            (
+                text(backend, "backend")?,
+                opt_out(params, "params")?,
+                opt_out(mem_kinds, "mem_kinds")?,
+            )
+        };
+        write_info(
+            AGENTS.get(agent.id)?.backend_info(backend)?,
+            params,
+            mem_kinds,
+        );
         Ok(())
     })
 }
 
 /// Registers memory: makes ranges available for transfers by this agent and, through its metadata,
 /// to its peers. All or none. The memory stays the caller's and must stay mapped until it is
-/// deregistered or the agent is destroyed.
+/// deregistered or the agent is destroyed. Any thread.
 ///
 /// @param mem_kind  One of `KVF_MEM_…`, for all ranges.
 /// @param descs     The ranges; at least one.
 /// @param backends  Names of the backends to register with; 0 of them is all that serve the kind.
 /// @return `KVF_ERR_INVALID_ARGUMENT` for a range that is empty, wraps around, or (host memory) is
-///         not mapped; `KVF_ERR_NO_BACKEND` if no backend serves the kind. Any thread.
+///         not mapped; `KVF_ERR_NO_BACKEND` if no backend serves the kind.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_register(
@@ -391,8 +354,9 @@ pub unsafe extern "C" fn kvf_agent_deregister(
 }
 
 /// Asks a backend what it knows about ranges that need not be registered (the size of a file, say).
+/// Any thread.
 ///
-/// @param results  One for each range; free with `kvf_query_list_free()`. Any thread.
+/// @param results  One for each range; free with `kvf_query_list_free()`.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_query_memory(
@@ -421,8 +385,9 @@ pub unsafe extern "C" fn kvf_agent_query_memory(
 
 /// This agent's metadata: all that a peer needs to reach it and the memory registered so far. Send
 /// it to peers by any way (`kvf_side_channel_…` is one); they pass it to `kvf_agent_add_remote()`.
+/// Any thread.
 ///
-/// @param metadata  Bytes, not text; free with `kvf_buffer_free()`. Any thread.
+/// @param metadata  Bytes, not text; free with `kvf_buffer_free()`.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_metadata(
@@ -438,9 +403,9 @@ pub unsafe extern "C" fn kvf_agent_metadata(
 }
 
 /// Metadata of some registered ranges only. With `connection_info` 1 it says how to connect, too;
-/// then there may be 0 ranges. Peers add it to what they know.
+/// then there may be 0 ranges. Peers add it to what they know. Any thread.
 ///
-/// @param metadata  Bytes, not text; free with `kvf_buffer_free()`. Any thread.
+/// @param metadata  Bytes, not text; free with `kvf_buffer_free()`.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_partial_metadata(
@@ -471,12 +436,13 @@ pub unsafe extern "C" fn kvf_agent_partial_metadata(
     })
 }
 
-/// Loads a peer's metadata. From here on transfers and notifications can go to that peer.
+/// Loads a peer's metadata. From here on transfers and notifications can go to that peer. Any
+/// thread.
 ///
 /// @param metadata  As the peer got it from `kvf_agent_metadata()`; borrowed.
 /// @param name      Receives the peer's name; free with `kvf_buffer_free()`. May be NULL.
 /// @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not such metadata, truncated ones, or a
-///         peer that this transport cannot reach. Any thread.
+///         peer that this transport cannot reach.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_add_remote(
@@ -487,17 +453,23 @@ pub unsafe extern "C" fn kvf_agent_add_remote(
 ) -> kvf_status {
     guard(|| {
         // SAFETY: the caller's contract.
-        let metadata = unsafe { slice(metadata, metadata_len, "metadata") }?;
+        let (metadata, name) = unsafe {
+            (
+                slice(metadata, metadata_len, "metadata")?,
+                opt_out(name, "name")?,
+            )
+        };
         let added = AGENTS.get(agent.id)?.add_remote(metadata)?;
-        // SAFETY: the caller's contract.
-        unsafe { write_optional(name, || output::buffer(added)) };
+        if let Some(name) = name {
+            name.write(output::buffer(added));
+        }
         Ok(())
     })
 }
 
-/// Forgets a peer and disconnects from it. Transfers with it fail.
+/// Forgets a peer and disconnects from it. Transfers with it fail. Any thread.
 ///
-/// @return `KVF_ERR_NOT_FOUND` for an unknown peer. Any thread.
+/// @return `KVF_ERR_NOT_FOUND` for an unknown peer.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_remove_remote(
@@ -511,9 +483,10 @@ pub unsafe extern "C" fn kvf_agent_remove_remote(
     })
 }
 
-/// Whether metadata of a peer is loaded and covers the ranges (with 0 ranges: is loaded).
+/// Whether metadata of a peer is loaded and covers the ranges (with 0 ranges: is loaded). Any
+/// thread.
 ///
-/// @param ready  Receives 1 or 0. Any thread.
+/// @param ready  Receives 1 or 0.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_check_remote(
@@ -540,9 +513,9 @@ pub unsafe extern "C" fn kvf_agent_check_remote(
     })
 }
 
-/// Connects to a peer now, so that the first transfer does not have to.
+/// Connects to a peer now, so that the first transfer does not have to. Any thread.
 ///
-/// @param backends  Backends to connect; 0 of them is all that reach the peer. Any thread.
+/// @param backends  Backends to connect; 0 of them is all that reach the peer.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_connect(
@@ -564,9 +537,9 @@ pub unsafe extern "C" fn kvf_agent_connect(
 }
 
 /// Sends this agent's metadata to the listener of a peer (`nixl`: one created with `listen`), or,
-/// with `host` NULL, to the central store that NIXL is configured for.
+/// with `host` NULL, to the central store that NIXL is configured for. Any thread.
 ///
-/// @return `KVF_ERR_NOT_SUPPORTED` by `local`: use a side channel. Any thread.
+/// @return `KVF_ERR_NOT_SUPPORTED` by `local`: use a side channel.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_send_metadata(
@@ -582,9 +555,9 @@ pub unsafe extern "C" fn kvf_agent_send_metadata(
 }
 
 /// Sends part of this agent's metadata: as `kvf_agent_partial_metadata()` makes it, to where
-/// `kvf_agent_send_metadata()` sends it.
+/// `kvf_agent_send_metadata()` sends it. Any thread.
 ///
-/// @param label  Name of the part in a central store, or NULL. Any thread.
+/// @param label  Name of the part in a central store, or NULL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_send_partial_metadata(
@@ -617,9 +590,9 @@ pub unsafe extern "C" fn kvf_agent_send_partial_metadata(
 }
 
 /// Asks for a peer's metadata, from its listener or, with `host` NULL, from the central store. It
-/// is loaded when it arrives: ask `kvf_agent_check_remote()`.
+/// is loaded when it arrives: ask `kvf_agent_check_remote()`. Any thread.
 ///
-/// @param label  Name of the part in a central store, or NULL. Any thread.
+/// @param label  Name of the part in a central store, or NULL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_fetch_metadata(
@@ -658,12 +631,12 @@ pub unsafe extern "C" fn kvf_agent_invalidate_metadata(
     })
 }
 
-/// Sends a message to a peer, not bound to a transfer.
+/// Sends a message to a peer, not bound to a transfer. Any thread; messages of one thread to one
+/// peer arrive in order.
 ///
 /// @param payload  Any bytes, at most 16 MiB; borrowed.
 /// @param backend  Backend that carries it; NULL is any that can.
 /// @return `KVF_ERR_NOT_FOUND` for an unknown peer, `KVF_ERR_PEER_LOST` for one that is gone.
-///         Any thread; messages of one thread to one peer arrive in order.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_notify(
@@ -687,11 +660,10 @@ pub unsafe extern "C" fn kvf_agent_notify(
 }
 
 /// Takes all messages that have arrived. Never blocks. With `KVF_PROGRESS_CALLER` this is also what
-/// answers peers: call it often.
+/// answers peers: call it often. Any thread.
 ///
 /// @param backends       Backends to look at; 0 of them is all.
 /// @param notifications  Free with `kvf_notification_list_free()` (not needed when `len` is 0).
-///                       Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_notifications(
@@ -715,11 +687,11 @@ pub unsafe extern "C" fn kvf_agent_notifications(
 }
 
 /// Takes one message, the first from `from` (NULL: from anybody) that begins with `prefix`; waits
-/// for it if need be. All others stay for later calls.
+/// for it if need be. All others stay for later calls. Any thread.
 ///
 /// @param timeout_ms     How long to wait; 0 only looks.
 /// @param notifications  Receives a list of one; free with `kvf_notification_list_free()`.
-/// @return `KVF_ERR_TIMEOUT` if there is none in time. Any thread.
+/// @return `KVF_ERR_TIMEOUT` if there is none in time.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_wait_notification(
@@ -762,7 +734,7 @@ unsafe fn agent_options(ptr: *const kvf_agent_options) -> Result<AgentOptions> {
             text(o.transport, "options.transport (\"nixl\" or \"local\")")?,
             opt_text(o.nixl_library, "options.nixl_library")?,
             opt_text(o.nixl_plugin_dir, "options.nixl_plugin_dir")?,
-            slice(o.backends, o.backends_len, "options.backends")?,
+            bounded(o.backends, o.backends_len, MAX_NAMES, "options.backends")?,
         )
     };
     let backends = list
@@ -818,7 +790,7 @@ unsafe fn backend_config(b: &kvf_backend) -> Result<(String, Params)> {
     let (name, pairs) = unsafe {
         (
             text(b.name, "backend.name")?,
-            slice(b.params, b.params_len, "backend.params")?,
+            bounded(b.params, b.params_len, MAX_NAMES, "backend.params")?,
         )
     };
     let params = pairs
@@ -834,49 +806,6 @@ unsafe fn backend_config(b: &kvf_backend) -> Result<(String, Params)> {
 }
 
 /// # Safety
-/// As for [`slice`], and the metadata pointers are valid.
-unsafe fn reg_descs(ptr: *const kvf_reg_desc, len: usize) -> Result<Vec<RegDesc>> {
-    // SAFETY: by contract, here and below.
-    let descs = unsafe { slice(ptr, len, "descs") }?;
-    descs
-        .iter()
-        .map(|d| {
-            // SAFETY: by contract.
-            let meta = unsafe { slice(d.meta, d.meta_len, "desc.meta") }?;
-            let range = MemDesc {
-                addr: d.addr,
-                len: d.len,
-                device: d.device,
-            };
-            Ok(RegDesc {
-                range,
-                meta: meta.to_vec(),
-            })
-        })
-        .collect()
-}
-
-const _: () = {
-    use crate::memory::StridedDesc;
-    use std::mem::{align_of, size_of};
-    assert!(size_of::<kvf_mem_desc>() == size_of::<MemDesc>());
-    assert!(align_of::<kvf_mem_desc>() == align_of::<MemDesc>());
-    assert!(size_of::<kvf_strided_desc>() == size_of::<StridedDesc>());
-    assert!(align_of::<kvf_strided_desc>() == align_of::<StridedDesc>());
-};
-
-/// # Safety
-/// As for [`slice`].
-pub(super) unsafe fn mem_descs<'a>(
-    ptr: *const kvf_mem_desc,
-    len: usize,
-    what: &str,
-) -> Result<&'a [MemDesc]> {
-    // SAFETY: the caller's contract; the two structs have the same three fields in the same order.
-    unsafe { slice(ptr.cast::<MemDesc>(), len, what) }
-}
-
-/// # Safety
 /// As for [`text`].
 unsafe fn store<'a>(host: *const c_char, port: u16) -> Result<MetadataStore<'a>> {
     // SAFETY: by contract.
@@ -886,13 +815,15 @@ unsafe fn store<'a>(host: *const c_char, port: u16) -> Result<MetadataStore<'a>>
     })
 }
 
-/// # Safety
-/// Non-null pointers may be written to.
-unsafe fn write_info(info: BackendInfo, params: *mut kvf_param_list, mem_kinds: *mut u32) {
-    let mask = info.kinds.iter().fold(0, |mask, &k| mask | 1 << k as u32);
-    // SAFETY: by contract.
-    unsafe {
-        write_optional(mem_kinds, || mask);
-        write_optional(params, || output::params(info.params));
+fn write_info(
+    info: BackendInfo,
+    params: Option<&mut MaybeUninit<kvf_param_list>>,
+    mem_kinds: Option<&mut MaybeUninit<u32>>,
+) {
+    if let Some(mem_kinds) = mem_kinds {
+        mem_kinds.write(info.kinds.iter().fold(0, |mask, &k| mask | 1 << k as u32));
+    }
+    if let Some(params) = params {
+        params.write(output::params(info.params));
     }
 }

@@ -42,7 +42,8 @@ pub(super) fn guard_or<T>(fallback: T, body: impl FnOnce() -> T) -> T {
 }
 
 fn fail(e: &Error) -> kvf_status {
-    log::debug!("{e}");
+    // The logger may be the host program's own (a Rust program's), and it may panic.
+    let _ = catch_unwind(AssertUnwindSafe(|| log::debug!("{e}")));
     let text = c_string(format!("{}: {}", e.status(), e.message()));
     // At thread exit the slot may be gone already; the status alone then has to do.
     let _ = LAST.try_with(|last| *last.borrow_mut() = Some(text));

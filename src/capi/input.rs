@@ -9,11 +9,20 @@ use std::mem::{MaybeUninit, align_of, size_of};
 
 use crate::error::{Error, Result};
 
-/// Types for which every bit pattern, all zero included, is a value.
+/// Most elements of an array of ranges or indices: an index counts no further.
+pub(super) const MAX_RANGES: usize = i32::MAX as usize;
+/// Most elements of an array of names or parameters.
+pub(super) const MAX_NAMES: usize = 1024;
+
+/// Option structs: every bit pattern, all zero included, is a value.
 ///
 /// # Safety
 /// `#[repr(C)]`, made of integers and raw pointers only.
-pub(super) unsafe trait Plain: Copy {}
+pub(super) unsafe trait Plain: Copy {
+    /// Size of the struct in the first version that had it. It never changes: a smaller
+    /// `struct_size` is a mistake, and believing it would cut a pointer in two.
+    const FIRST_SIZE: usize;
+}
 
 /// The array behind a pointer and a length.
 ///
@@ -34,13 +43,37 @@ pub(super) unsafe fn slice<'a, T>(ptr: *const T, len: usize, what: &str) -> Resu
             align_of::<T>()
         )));
     }
-    if len > isize::MAX as usize / size_of::<T>().max(1) {
+    let bytes = len
+        .checked_mul(size_of::<T>())
+        .filter(|&n| n <= isize::MAX as usize);
+    if bytes.and_then(|n| ptr.addr().checked_add(n)).is_none() {
         return Err(Error::invalid(format!(
-            "{what} has an impossible length, {len}"
+            "{what} at {ptr:p} has an impossible length, {len}"
         )));
     }
-    // SAFETY: not null, aligned, not larger than an object can be; the rest is the caller's word.
+    // SAFETY: not null, aligned, not larger than an object can be, not wrapping around; the rest is
+    // the caller's word.
     Ok(unsafe { std::slice::from_raw_parts(ptr, len) })
+}
+
+/// The same with a limit on the number of elements, for what is walked or copied before any other
+/// check could notice a length that is a mistake.
+///
+/// # Safety
+/// As for [`slice`].
+pub(super) unsafe fn bounded<'a, T>(
+    ptr: *const T,
+    len: usize,
+    max: usize,
+    what: &str,
+) -> Result<&'a [T]> {
+    if len > max {
+        return Err(Error::invalid(format!(
+            "{what} has length {len}, more than {max}"
+        )));
+    }
+    // SAFETY: the same contract.
+    unsafe { slice(ptr, len, what) }
 }
 
 /// A NUL-terminated string, not NULL.
@@ -78,7 +111,7 @@ pub(super) unsafe fn texts<'a>(
     what: &str,
 ) -> Result<Vec<&'a str>> {
     // SAFETY: the same contract.
-    let pointers = unsafe { slice(ptr, len, what) }?;
+    let pointers = unsafe { bounded(ptr, len, MAX_NAMES, what) }?;
     pointers
         .iter()
         // SAFETY: the same contract.
@@ -101,8 +134,23 @@ pub(super) unsafe fn out<'a, T>(ptr: *mut T, what: &str) -> Result<&'a mut Maybe
     Ok(unsafe { &mut *ptr.cast::<MaybeUninit<T>>() })
 }
 
+/// Where a result goes that the caller may leave out by passing NULL.
+///
+/// # Safety
+/// A non-null `ptr` may be written to.
+pub(super) unsafe fn opt_out<'a, T>(
+    ptr: *mut T,
+    what: &str,
+) -> Result<Option<&'a mut MaybeUninit<T>>> {
+    if ptr.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the same contract.
+    unsafe { out(ptr, what) }.map(Some)
+}
+
 /// Largest option struct that is believed, so that a stray `struct_size` does not make us read on.
-const MAX_STRUCT: usize = 4096;
+const MAX_STRUCT: usize = 512;
 
 /// An option struct whose first field is its `struct_size`, or all zero for NULL.
 ///
@@ -144,7 +192,7 @@ pub(super) unsafe fn options<T: Plain>(ptr: *const T, what: &str) -> Result<T> {
 unsafe fn struct_size<T: Plain>(ptr: *const T, what: &str) -> Result<usize> {
     // SAFETY: 4 bytes are readable by contract; read_unaligned asks for no alignment.
     let size = unsafe { ptr.cast::<u32>().read_unaligned() } as usize;
-    if !(8..=MAX_STRUCT).contains(&size) {
+    if !(T::FIRST_SIZE..=MAX_STRUCT).contains(&size) || size % align_of::<T>() != 0 {
         return Err(Error::invalid(format!(
             "{what}: struct_size is {size}; set it to sizeof(the struct), which is {} here",
             size_of::<T>()
@@ -179,7 +227,9 @@ mod tests {
         b: u64,
     }
     // SAFETY: integers only.
-    unsafe impl Plain for Options {}
+    unsafe impl Plain for Options {
+        const FIRST_SIZE: usize = 8;
+    }
 
     fn read(bytes: &[u64]) -> Result<Options> {
         // SAFETY: every test below passes at least as many bytes as its size field says.
@@ -221,7 +271,7 @@ mod tests {
 
     #[test]
     fn impossible_sizes_are_refused() {
-        for size in [0u64, 1, 7, 4097, 0xffff_ffff] {
+        for size in [0u64, 1, 7, 9, 12, 17, 520, 0xffff_ffff] {
             let e = read(&[size]).unwrap_err();
             assert!(
                 e.message().contains(&format!("struct_size is {size}")),
@@ -250,6 +300,9 @@ mod tests {
             assert!(slice::<u64>(std::ptr::null(), 1, "v").is_err());
             assert!(slice(values.as_ptr().byte_add(1), 1, "v").is_err());
             assert!(slice(values.as_ptr(), usize::MAX / 4, "v").is_err());
+            assert_eq!(bounded(values.as_ptr(), 2, 2, "v").unwrap(), [1, 2]);
+            let e = bounded(values.as_ptr(), 3, 2, "v").unwrap_err();
+            assert_eq!(e.message(), "v has length 3, more than 2");
         }
     }
 }

@@ -23,9 +23,10 @@ pub const KVF_LOG_DEBUG: i32 = 4;
 /// Everything.
 pub const KVF_LOG_TRACE: i32 = 5;
 
-/// Receives one log record. `level` is one of `KVF_LOG_ERROR` … `KVF_LOG_TRACE`; `target` says which
-/// part of the library speaks. Both texts are valid during the call only. It is called from any
-/// thread, also several at once, and must not call back into the library.
+/// Receives one log record. `level` is one of `KVF_LOG_ERROR` to `KVF_LOG_TRACE`; `target` says
+/// which part of the library speaks. Both texts are valid during the call only. It is called from
+/// any thread, also several at once. It must return (no exception, no longjmp) and must not call
+/// back into the library.
 pub type kvf_log_fn = Option<
     unsafe extern "C" fn(
         env: *mut c_void,
@@ -58,10 +59,14 @@ pub extern "C" fn kvf_log_set_level(level: i32) -> kvf_status {
     })
 }
 
-/// Sends the log to a function instead of standard error; NULL goes back to standard error.
+/// Sends the log to a function instead of standard error; NULL goes back to standard error. Any
+/// thread.
 ///
-/// `env` is handed to every call of `callback`. `finalizer`, if not NULL, is called with `env` once,
-/// when the callback has been replaced and the last call of it has returned. Any thread.
+/// @param callback   Called for each record; see `kvf_log_fn`.
+/// @param env        Handed to every call of `callback`.
+/// @param finalizer  If not NULL, called with `env` once: when the callback has been replaced and
+///                   the last call of it has returned. Not called if this function fails.
+/// @return `KVF_ERR_NOT_ALLOWED` in a Rust program that has a logger of its own.
 ///
 /// # Safety
 /// `callback` may be called from any thread with `env` until `finalizer` has been called.
@@ -73,6 +78,9 @@ pub unsafe extern "C" fn kvf_log_set_callback(
 ) -> kvf_status {
     guard(|| {
         let installed = init();
+        if callback.is_none() && finalizer.is_some() {
+            return Err(Error::invalid("callback is NULL but finalizer is not"));
+        }
         if callback.is_some() && !installed {
             return Err(Error::new(
                 Status::NotAllowed,

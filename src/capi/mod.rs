@@ -15,6 +15,7 @@
 pub mod agent;
 pub mod library;
 pub mod logging;
+pub mod memory;
 pub mod output;
 pub mod side_channel;
 pub mod status;
@@ -23,3 +24,6 @@ pub mod transfer;
 mod guard;
 mod handle;
 mod input;
+
+// Addresses, lengths and counts are 64 bits wide on both sides of the boundary.
+const _: () = assert!(usize::BITS == 64, "kvferry is for 64-bit systems");

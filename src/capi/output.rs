@@ -1,7 +1,6 @@
 //! What the library gives away, and how it is freed.
 
 use std::ffi::{CString, c_char};
-use std::mem::MaybeUninit;
 
 use super::guard::{c_string, guard_or};
 use crate::transport::{Notification, Params};
@@ -92,7 +91,7 @@ pub struct kvf_query_list {
 }
 
 /// Frees the bytes and zeroes the struct. NULL, and a struct that is all zero, are ignored, so
-/// freeing twice is harmless. Thread safety: any thread, one at a time per struct.
+/// freeing twice is harmless. Any thread, but one at a time for the same struct.
 ///
 /// # Safety
 /// `buffer` is NULL or was filled by this library and not changed.
@@ -115,7 +114,7 @@ pub unsafe extern "C" fn kvf_buffer_free(buffer: *mut kvf_buffer) {
     });
 }
 
-/// Frees the strings and zeroes the struct; otherwise as `kvf_buffer_free()`.
+/// Frees the strings and zeroes the struct; otherwise, also for threads, as `kvf_buffer_free()`.
 ///
 /// # Safety
 /// As for `kvf_buffer_free()`.
@@ -134,7 +133,7 @@ pub unsafe extern "C" fn kvf_string_list_free(list: *mut kvf_string_list) {
     });
 }
 
-/// Frees the pairs and zeroes the struct; otherwise as `kvf_buffer_free()`.
+/// Frees the pairs and zeroes the struct; otherwise, also for threads, as `kvf_buffer_free()`.
 ///
 /// # Safety
 /// As for `kvf_buffer_free()`.
@@ -150,7 +149,7 @@ pub unsafe extern "C" fn kvf_param_list_free(list: *mut kvf_param_list) {
     });
 }
 
-/// Frees the messages and zeroes the struct; otherwise as `kvf_buffer_free()`.
+/// Frees the messages and zeroes the struct; otherwise, also for threads, as `kvf_buffer_free()`.
 ///
 /// # Safety
 /// As for `kvf_buffer_free()`.
@@ -174,7 +173,7 @@ pub unsafe extern "C" fn kvf_notification_list_free(list: *mut kvf_notification_
     });
 }
 
-/// Frees the results and zeroes the struct; otherwise as `kvf_buffer_free()`.
+/// Frees the results and zeroes the struct; otherwise, also for threads, as `kvf_buffer_free()`.
 ///
 /// # Safety
 /// As for `kvf_buffer_free()`.
@@ -290,15 +289,4 @@ pub(super) fn query_results(all: Vec<Option<Params>>) -> kvf_query_list {
     };
     let (items, len) = give(all.into_iter().map(result).collect());
     kvf_query_list { items, len }
-}
-
-/// Writes an optional output: one that the caller may leave out by passing NULL.
-///
-/// # Safety
-/// A non-null `ptr` may be written to.
-pub(super) unsafe fn write_optional<T>(ptr: *mut T, value: impl FnOnce() -> T) {
-    if !ptr.is_null() {
-        // SAFETY: not null; writable by contract.
-        unsafe { &mut *ptr.cast::<MaybeUninit<T>>() }.write(value());
-    }
 }

@@ -8,9 +8,9 @@ use once_cell::sync::Lazy;
 
 use super::guard::guard;
 use super::handle::Table;
-use super::input::{Plain, nonzero, opt_text, options, out, slice, text};
+use super::input::{Plain, bounded, nonzero, opt_out, opt_text, options, out, text};
 use super::logging;
-use super::output::{self, kvf_buffer, write_optional};
+use super::output::{self, kvf_buffer};
 use super::status::kvf_status;
 use crate::error::Result;
 use crate::side_channel::{self, ListenOptions, RequestOptions, SideChannel};
@@ -23,7 +23,8 @@ pub struct kvf_side_channel {
     pub id: u64,
 }
 
-/// How to listen. Start from `kvf_side_channel_options_default()`; zero is the default of every field.
+/// How to listen. Start from `kvf_side_channel_options_default()`; zero is the default of every
+/// field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_side_channel_options {
@@ -48,17 +49,19 @@ pub struct kvf_side_channel_options {
 }
 
 // SAFETY: integers and raw pointers only.
-unsafe impl Plain for kvf_side_channel_options {}
+unsafe impl Plain for kvf_side_channel_options {
+    const FIRST_SIZE: usize = 48;
+}
 
 static CHANNELS: Lazy<Table<Arc<dyn SideChannel>>> = Lazy::new(|| Table::new(4, "side channel"));
 
 /// Starts a listener that hands out `metadata`. It has a thread of its own; a slow, silent or
-/// hostile client costs the others nothing.
+/// hostile client costs the others nothing. Any thread.
 ///
 /// @param options   May be NULL.
 /// @param metadata  Any bytes, also none; copied.
 /// @param channel   Receives the handle; end it with `kvf_side_channel_shutdown()`.
-/// @return `KVF_ERR_BUSY` if the port is taken. Any thread.
+/// @return `KVF_ERR_BUSY` if the port is taken.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_side_channel_listen(
@@ -70,14 +73,12 @@ pub unsafe extern "C" fn kvf_side_channel_listen(
     guard(|| {
         logging::init();
         // SAFETY: the caller's contract, here and in every block below of this file.
-        let (metadata, channel) = unsafe {
-            (
-                slice(metadata, metadata_len, "metadata")?,
-                out(channel, "channel")?,
-            )
-        };
+        let channel = unsafe { out(channel, "channel") }?;
         // SAFETY: as above.
         let (kind, options) = unsafe { listen_options(options) }?;
+        let max = options.max_message;
+        // SAFETY: as above. Bounded, since it is copied before the listener looks at it.
+        let metadata = unsafe { bounded(metadata, metadata_len, max, "metadata") }?;
         let listener = side_channel::listen(kind, &options, metadata.to_vec())?;
         channel.write(kvf_side_channel {
             id: CHANNELS.insert(Arc::new(listener))?,
@@ -96,16 +97,17 @@ pub unsafe extern "C" fn kvf_side_channel_set_metadata(
     metadata_len: usize,
 ) -> kvf_status {
     guard(|| {
-        // SAFETY: the caller's contract.
-        let metadata = unsafe { slice(metadata, metadata_len, "metadata") }?;
+        // SAFETY: the caller's contract. Bounded by what the longest length prefix can say, since it
+        // is copied before the listener, which knows its own limit, looks at it.
+        let metadata = unsafe { bounded(metadata, metadata_len, u32::MAX as usize, "metadata") }?;
         CHANNELS.get(channel.id)?.set_metadata(metadata.to_vec())
     })
 }
 
-/// Where it listens.
+/// Where it listens. Any thread.
 ///
 /// @param host  Receives the address as text; free with `kvf_buffer_free()`. May be NULL.
-/// @param port  Receives the port. May be NULL. Any thread.
+/// @param port  Receives the port. May be NULL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_side_channel_address(
@@ -114,19 +116,22 @@ pub unsafe extern "C" fn kvf_side_channel_address(
     port: *mut u16,
 ) -> kvf_status {
     guard(|| {
-        let addr = CHANNELS.get(channel.id)?.local_addr();
         // SAFETY: the caller's contract.
-        unsafe {
-            write_optional(host, || output::buffer(addr.ip().to_string()));
-            write_optional(port, || addr.port());
+        let (host, port) = unsafe { (opt_out(host, "host")?, opt_out(port, "port")?) };
+        let addr = CHANNELS.get(channel.id)?.local_addr();
+        if let Some(host) = host {
+            host.write(output::buffer(addr.ip().to_string()));
+        }
+        if let Some(port) = port {
+            port.write(addr.port());
         }
         Ok(())
     })
 }
 
-/// Whether clients are being served.
+/// Whether clients are being served. Any thread.
 ///
-/// @param running  Receives 1 or 0. Any thread.
+/// @param running  Receives 1 or 0.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_side_channel_is_running(
@@ -150,7 +155,7 @@ pub extern "C" fn kvf_side_channel_shutdown(channel: kvf_side_channel) -> kvf_st
     })
 }
 
-/// Asks a listener for its metadata. It tries once.
+/// Asks a listener for its metadata. It tries once. Any thread.
 ///
 /// @param kind        `"tcp"`, which NULL means too.
 /// @param host        Address or host name.
@@ -158,7 +163,7 @@ pub extern "C" fn kvf_side_channel_shutdown(channel: kvf_side_channel) -> kvf_st
 /// @param max_bytes   Longest answer that is accepted; 0 is 64 MiB.
 /// @param metadata    Free with `kvf_buffer_free()`.
 /// @return `KVF_ERR_TIMEOUT`; `KVF_ERR_PEER_LOST` if nobody listens or the answer breaks off;
-///         `KVF_ERR_PEER_INCOMPATIBLE` if it is too long. Any thread.
+///         `KVF_ERR_PEER_INCOMPATIBLE` if it is too long.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_side_channel_request(

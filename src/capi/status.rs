@@ -1,4 +1,12 @@
-//! Statuses. The numbers are those of [`crate::error::Status`]; a test holds the two together.
+//! Statuses and the message of the last error. The numbers are those of [`crate::error::Status`]; a
+//! test holds the two together.
+
+use std::ffi::{CString, c_char};
+
+use once_cell::sync::Lazy;
+
+use super::guard::{c_string, guard_or, last_message};
+use crate::error::Status;
 
 /// Outcome of a call: `KVF_OK`, or one of the negative `KVF_ERR_…` values.
 ///
@@ -56,10 +64,33 @@ pub const KVF_ERR_RESOURCE_EXHAUSTED: kvf_status = -21;
 /// object concerned should be destroyed. Please report it.
 pub const KVF_ERR_INTERNAL: kvf_status = -22;
 
+/// A short name such as `"peer lost"`. Never NULL; valid for ever; `"unknown status"` for a number
+/// that this library does not know. Any thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn kvf_status_name(status: kvf_status) -> *const c_char {
+    /// The names with a NUL behind each, made once.
+    static NAMES: Lazy<Vec<CString>> =
+        Lazy::new(|| Status::ALL.iter().map(|s| c_string(s.name())).collect());
+    guard_or(c"unknown status".as_ptr(), || {
+        let index = Status::ALL.iter().position(|s| *s as i32 == status);
+        index.map_or(c"unknown status".as_ptr(), |i| NAMES[i].as_ptr())
+    })
+}
+
+/// What went wrong in the calling thread's last call that failed: the status name, a colon, and
+/// the details. Never NULL; empty when no call has failed yet. The text stays valid until the next
+/// failing call of the same thread, or its end; successful calls leave it alone. Any thread, each
+/// with its own message.
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn kvf_last_error_message() -> *const c_char {
+    last_message()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Status;
 
     #[test]
     fn numbers_are_those_of_the_status_enum() {

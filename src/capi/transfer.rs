@@ -5,15 +5,18 @@ use std::sync::Arc;
 
 use once_cell::sync::Lazy;
 
-use super::agent::{AGENTS, kvf_agent, kvf_mem_desc, kvf_strided_desc, mem_descs};
+use super::agent::{AGENTS, kvf_agent};
 use super::guard::guard;
 use super::handle::Table;
-use super::input::{Plain, flag, opt_text, options, out, slice, text, texts};
+use super::input::{
+    MAX_RANGES, Plain, bounded, flag, opt_out, opt_text, options, out, slice, text, texts,
+};
+use super::memory::{kvf_mem_desc, kvf_strided_desc, mem_descs, strided_descs};
 use super::output::{self, kvf_buffer};
 use super::status::{KVF_OK, kvf_status};
 use crate::agent::{List, Transfer};
 use crate::error::{Error, Result};
-use crate::memory::{MemKind, StridedDesc};
+use crate::memory::MemKind;
 use crate::transport::{Descs, Op, Side, TransferOptions};
 
 /// Remote to local.
@@ -66,7 +69,9 @@ pub struct kvf_transfer_options {
 }
 
 // SAFETY: integers and raw pointers only.
-unsafe impl Plain for kvf_transfer_options {}
+unsafe impl Plain for kvf_transfer_options {
+    const FIRST_SIZE: usize = 40;
+}
 
 /// Figures of one transfer; see `kvf_transfer_telemetry_get()`.
 #[repr(C)]
@@ -114,7 +119,7 @@ pub(super) fn release_all_of(agent: u64) {
 }
 
 /// Prepares ranges so that transfers can pick from them by index. Do it once for memory that many
-/// transfers use: all checks and look-ups happen here.
+/// transfers use: all checks and look-ups happen here. Any thread.
 ///
 /// @param remote    Whose memory: NULL for this agent's own as the local side of transfers; the name
 ///                  of a remote agent; or this agent's own name for the remote side of transfers
@@ -123,7 +128,7 @@ pub(super) fn release_all_of(agent: u64) {
 /// @param backends  Backends to prepare for; 0 of them is all that can.
 /// @param list      Receives the handle; end it with `kvf_desc_list_release()`.
 /// @return `KVF_ERR_NOT_FOUND` for an unknown agent; `KVF_ERR_NOT_FOUND` (`nixl`) or
-///         `KVF_ERR_NOT_REGISTERED` (`local`) for a range outside registered memory. Any thread.
+///         `KVF_ERR_NOT_REGISTERED` (`local`) for a range outside registered memory.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_desc_list_prepare(
@@ -153,7 +158,8 @@ pub unsafe extern "C" fn kvf_desc_list_prepare(
     })
 }
 
-/// As `kvf_desc_list_prepare()`, from rows of equal ranges. They are numbered row by row.
+/// As `kvf_desc_list_prepare()`, from rows of equal ranges. They are numbered row by row. Any
+/// thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_desc_list_prepare_strided(
@@ -167,13 +173,8 @@ pub unsafe extern "C" fn kvf_desc_list_prepare_strided(
     list: *mut kvf_desc_list,
 ) -> kvf_status {
     guard(|| {
-        // SAFETY: the caller's contract; `kvf_strided_desc` has the fields of `StridedDesc`.
-        let (descs, list) = unsafe {
-            (
-                slice(descs.cast::<StridedDesc>(), descs_len, "descs")?,
-                out(list, "list")?,
-            )
-        };
+        // SAFETY: the caller's contract.
+        let (descs, list) = unsafe { (strided_descs(descs, descs_len)?, out(list, "list")?) };
         // SAFETY: the caller's contract.
         let (side, backends) =
             unsafe { (side(remote)?, texts(backends, backends_len, "backends")?) };
@@ -207,7 +208,7 @@ pub extern "C" fn kvf_desc_list_release(list: kvf_desc_list) -> kvf_status {
 }
 
 /// Makes a transfer between ranges picked from two lists: `local[local_indices[i]]` and
-/// `remote[remote_indices[i]]` for every i. Nothing moves before it is posted.
+/// `remote[remote_indices[i]]` for every i. Nothing moves before it is posted. Any thread.
 ///
 /// @param op       `KVF_OP_READ` (remote to local) or `KVF_OP_WRITE` (local to remote).
 /// @param local    A list prepared with `remote` NULL.
@@ -215,7 +216,7 @@ pub extern "C" fn kvf_desc_list_release(list: kvf_desc_list) -> kvf_status {
 /// @param options  May be NULL.
 /// @param transfer Receives the handle; end it with `kvf_transfer_release()`.
 /// @return `KVF_ERR_INVALID_ARGUMENT` for an index outside its list or no index at all,
-///         `KVF_ERR_MISMATCH` for unequal counts or lengths. Any thread.
+///         `KVF_ERR_MISMATCH` for unequal counts or lengths.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_transfer_make(
@@ -235,8 +236,18 @@ pub unsafe extern "C" fn kvf_transfer_make(
         // SAFETY: the caller's contract.
         let (local_indices, remote_indices, options, transfer) = unsafe {
             (
-                slice(local_indices, local_indices_len, "local_indices")?,
-                slice(remote_indices, remote_indices_len, "remote_indices")?,
+                bounded(
+                    local_indices,
+                    local_indices_len,
+                    MAX_RANGES,
+                    "local_indices",
+                )?,
+                bounded(
+                    remote_indices,
+                    remote_indices_len,
+                    MAX_RANGES,
+                    "remote_indices",
+                )?,
                 transfer_options(options)?,
                 out(transfer, "transfer")?,
             )
@@ -255,10 +266,10 @@ pub unsafe extern "C" fn kvf_transfer_make(
 }
 
 /// Makes a transfer between two arrays of ranges, the i-th of one with the i-th of the other, in
-/// one go. For memory that many transfers use, prepared lists are faster.
+/// one go. For memory that many transfers use, prepared lists are faster. Otherwise as
+/// `kvf_transfer_make()`. Any thread.
 ///
 /// @param remote_agent  Name of the remote agent, or this agent's own for a loopback.
-/// Otherwise as `kvf_transfer_make()`.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_transfer_create(
@@ -303,12 +314,13 @@ pub unsafe extern "C" fn kvf_transfer_create(
 /// Starts a transfer, or starts it again after it has finished.
 ///
 /// Small transfers may be done when it returns; on one host the whole copy can run inside the call.
+/// Any thread.
 ///
 /// @param notification      Replaces the notification given when the transfer was made, from this
 ///                          post on; NULL with length 0 leaves that one in place. Borrowed.
 /// @param state             Receives `KVF_TRANSFER_DONE` or `KVF_TRANSFER_IN_PROGRESS`. May be NULL.
 /// @return `KVF_ERR_REPOST_ACTIVE` while it is under way, `KVF_ERR_PEER_LOST` if the peer is gone,
-///         `KVF_ERR_BACKEND` otherwise. Any thread.
+///         `KVF_ERR_BACKEND` otherwise.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_transfer_post(
@@ -319,20 +331,26 @@ pub unsafe extern "C" fn kvf_transfer_post(
 ) -> kvf_status {
     guard(|| {
         // SAFETY: the caller's contract.
-        let notification = unsafe { slice(notification, notification_len, "notification") }?;
+        let (notification, state) = unsafe {
+            (
+                slice(notification, notification_len, "notification")?,
+                opt_out(state, "state")?,
+            )
+        };
         let given = (!notification.is_empty()).then_some(notification);
         let now = TRANSFERS.get(transfer.id)?.object.post(given)?;
-        // SAFETY: the caller's contract.
-        unsafe { output::write_optional(state, || now as i32) };
+        if let Some(state) = state {
+            state.write(now as i32);
+        }
         Ok(())
     })
 }
 
-/// Where a transfer stands. Never blocks, not even on a post that another thread is in.
+/// Where a transfer stands. Never blocks, not even on a post that another thread is in. Any thread.
 ///
 /// @param state  Receives `KVF_TRANSFER_DONE` or `KVF_TRANSFER_IN_PROGRESS`.
 /// @return `KVF_ERR_NOT_POSTED` before the first post. Any other error is how the transfer ended; no
-///         byte of it moves any more. `KVF_ERR_CANCELED` after a cancel. Any thread.
+///         byte of it moves any more. `KVF_ERR_CANCELED` after a cancel.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_transfer_state(transfer: kvf_transfer, state: *mut i32) -> kvf_status {
@@ -344,11 +362,12 @@ pub unsafe extern "C" fn kvf_transfer_state(transfer: kvf_transfer, state: *mut 
     })
 }
 
-/// Asks for many transfers in one call.
+/// Asks for many transfers in one call. It succeeds whatever became of them;
+/// `kvf_last_error_message()` is then about the last one with a negative status. Any thread.
 ///
 /// @param transfers  `len` handles.
 /// @param states     Receives `len` values: `KVF_TRANSFER_…`, or the negative status that
-///                   `kvf_transfer_state()` would return for that one. Any thread.
+///                   `kvf_transfer_state()` would return for that one.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_transfer_states(
@@ -358,7 +377,7 @@ pub unsafe extern "C" fn kvf_transfer_states(
 ) -> kvf_status {
     guard(|| {
         // SAFETY: the caller's contract.
-        let transfers = unsafe { slice(transfers, len, "transfers") }?;
+        let transfers = unsafe { bounded(transfers, len, MAX_RANGES, "transfers") }?;
         if len > 0 {
             // SAFETY: the caller's contract; checks for NULL and alignment.
             unsafe { out(states, "states") }?;
@@ -380,19 +399,18 @@ pub unsafe extern "C" fn kvf_transfer_states(
     })
 }
 
-/// Asks a transfer to stop. It has come to rest, and its memory may be used for something else, when
-/// `kvf_transfer_state()` no longer answers `KVF_TRANSFER_IN_PROGRESS`: then it is either done or
-/// `KVF_ERR_CANCELED`. Where a backend cannot stop early, that takes until the bytes are through.
-/// Harmless on a transfer that is not under way. Any thread.
+/// Asks a transfer to stop. It has come to rest, and its memory may be used for something else,
+/// when `kvf_transfer_state()` no longer answers `KVF_TRANSFER_IN_PROGRESS`: then it is either done
+/// or `KVF_ERR_CANCELED`. Where a backend cannot stop early, that takes until the bytes are
+/// through. Harmless on a transfer that is not under way. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvf_transfer_cancel(transfer: kvf_transfer) -> kvf_status {
     guard(|| TRANSFERS.get(transfer.id)?.object.cancel())
 }
 
-/// Ends a transfer. One that is under way is asked to stop instead.
+/// Ends a transfer. One that is under way is asked to stop instead. Any thread.
 ///
 /// @return `KVF_ERR_BUSY` while bytes may still move: the handle stays valid, call again later.
-///         Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvf_transfer_release(transfer: kvf_transfer) -> kvf_status {
     guard(|| {
@@ -401,9 +419,10 @@ pub extern "C" fn kvf_transfer_release(transfer: kvf_transfer) -> kvf_status {
     })
 }
 
-/// Figures of a transfer's last post. The agent must have been created with `telemetry` 1.
+/// Figures of a transfer's last post. The agent must have been created with `telemetry` 1. Any
+/// thread.
 ///
-/// @return `KVF_ERR_NO_TELEMETRY` if it was not. Any thread.
+/// @return `KVF_ERR_NO_TELEMETRY` if it was not.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_transfer_telemetry_get(
@@ -425,9 +444,9 @@ pub unsafe extern "C" fn kvf_transfer_telemetry_get(
     })
 }
 
-/// An estimate of how long a transfer will take, before it is posted.
+/// An estimate of how long a transfer will take, before it is posted. Any thread.
 ///
-/// @return `KVF_ERR_NOT_SUPPORTED` if the backend has no model. Any thread.
+/// @return `KVF_ERR_NOT_SUPPORTED` if the backend has no model.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_transfer_cost_estimate(
@@ -448,9 +467,9 @@ pub unsafe extern "C" fn kvf_transfer_cost_estimate(
     })
 }
 
-/// Name of the backend that carries a transfer.
+/// Name of the backend that carries a transfer. Any thread.
 ///
-/// @param backend  Receives text; free with `kvf_buffer_free()`. Any thread.
+/// @param backend  Receives text; free with `kvf_buffer_free()`.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_transfer_backend(
@@ -469,10 +488,7 @@ pub unsafe extern "C" fn kvf_transfer_backend(
 
 fn insert(agent: kvf_agent, object: Transfer) -> Result<kvf_transfer> {
     Ok(kvf_transfer {
-        id: TRANSFERS.insert(Arc::new(Owned {
-            object,
-            agent: agent.id,
-        }))?,
+        id: keep(&TRANSFERS, agent, object)?,
     })
 }
 
@@ -486,11 +502,23 @@ fn prepare(
     let kind = MemKind::from_code(mem_kind)?;
     let object = AGENTS.get(agent.id)?.prepare(side, kind, descs, backends)?;
     Ok(kvf_desc_list {
-        id: LISTS.insert(Arc::new(Owned {
-            object,
-            agent: agent.id,
-        }))?,
+        id: keep(&LISTS, agent, object)?,
     })
+}
+
+/// Puts an object of an agent into its table, unless the agent is destroyed meanwhile.
+fn keep<T>(table: &Table<Owned<T>>, agent: kvf_agent, object: T) -> Result<u64> {
+    let id = table.insert(Arc::new(Owned {
+        object,
+        agent: agent.id,
+    }))?;
+    // kvf_agent_destroy() takes the agent out of its table first, and what belongs to it second:
+    // either it finds this object, or we find the agent gone.
+    if let Err(gone) = AGENTS.get(agent.id) {
+        drop(table.remove(id));
+        return Err(gone);
+    }
+    Ok(id)
 }
 
 /// # Safety
