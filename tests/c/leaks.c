@@ -55,7 +55,7 @@ static void one_round(const char *transport) {
 
 int main(int argc, char **argv) {
   const char *transport = transport_of(argc, argv);
-  const int rounds = is_transport(transport, "nixl") ? 4 : 200;
+  const int rounds = is_transport(transport, "nixl") ? 4 : 400;
   p = pool_new(4096, 4);
   q = pool_new(4096, 4);
   /* Tables have found their sizes after these. */
