@@ -106,7 +106,7 @@ impl TcpSideChannel {
         });
         let server = server::Server::new(listener, address, shared.clone(), options);
         let thread = net::spawn("kvf-side-tcp", move || server.run())?;
-        if !address.ip().is_loopback() {
+        if !address.ip().to_canonical().is_loopback() {
             log::warn!(
                 "the side channel listens on {address}, which is not loopback: \
                  whoever can connect to it can read this engine's metadata"

@@ -277,7 +277,7 @@ impl Client {
     fn discard(&mut self) -> bool {
         let mut scratch = [0; 8 << 10];
         let mut budget = DISCARD_BUDGET;
-        while budget > 0 {
+        while budget > 0 && self.discarded <= DISCARD_LIMIT {
             match self.stream.read(&mut scratch) {
                 Ok(0) => return false,
                 Ok(n) => {
