@@ -142,18 +142,22 @@ fn at_the_cap_the_slowest_makes_room() {
     };
     let channel = listen_with(&options, pattern(LARGE));
     let address = channel.local_addr();
-    // The oldest by far: age alone costs nobody a place.
-    let reader = connect(address);
-    let mut first_half = vec![0; 4 + LARGE / 2];
-    (&reader).read_exact(&mut first_half).unwrap();
+    // The oldest, and by no means fast: neither costs it its place.
+    let mut reader = connect(address);
+    let mut message = vec![0; 4 + LARGE];
+    let (start, rest) = message.split_at_mut(4);
+    reader.read_exact(start).unwrap();
     let silent = [connect(address), connect(address)];
-
-    assert!(request(address).unwrap() == pattern(LARGE));
-
-    let mut second_half = vec![0; LARGE / 2];
-    (&reader).read_exact(&mut second_half).unwrap();
-    assert!(first_half[4..] == pattern(LARGE)[..LARGE / 2]);
-    assert!(second_half == pattern(LARGE)[LARGE / 2..]);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for part in rest.chunks_mut(16 << 10) {
+                reader.read_exact(part).unwrap();
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        assert!(request(address).unwrap() == pattern(LARGE));
+    });
+    assert!(message[4..] == *pattern(LARGE));
     let cut = silent.iter().filter(|s| count_to_end(s) < 4 + LARGE);
     assert_eq!(cut.count(), 1);
     // All the places are free again.

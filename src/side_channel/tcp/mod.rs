@@ -31,11 +31,15 @@
 //!
 //! A newcomer takes the place of the client that loses least by it:
 //! 1. the one that was sent its whole message longest ago and only lingers; else
-//! 2. the slowest, by bytes per second since it connected, of those that have had 250 ms.
+//! 2. the slowest of those that have had 250 ms, when at its rate it would not be done by its
+//!    deadline anyway, or when every client has had 250 ms.
 //!
-//! While every place belongs to a client younger than that, newcomers wait in the kernel's queue.
+//! The rate is bytes per second, not counting the first 50 ms: the sockets' buffers take those
+//! bytes whether the client reads or not. In the remaining case newcomers wait in the kernel's
+//! queue, for at most 250 ms, until the youngest has had its time.
+//!
 //! Metadata of usual size fits the socket's buffer whole, so that (1) always applies and no client
-//! is ever cut short; silent and crawling clients cannot shut out the others in either case.
+//! is ever cut short. Silent and crawling clients cannot shut out the others in either case.
 
 use std::mem;
 use std::net::{SocketAddr, TcpListener};
