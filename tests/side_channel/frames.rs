@@ -1,6 +1,9 @@
 //! The wire format: by hand, and by mutation.
 
-use kvferry::side_channel::tcp::frame;
+use std::io::{self, Read};
+
+use kvferry::error::Status;
+use kvferry::side_channel::tcp::frame::{self, MessageReader, Step};
 
 use crate::oracle;
 
@@ -48,6 +51,34 @@ fn long_messages() {
     oracle::check(&wire, 3_000_000, &[]);
     wire[0] = 0xf0;
     oracle::check(&wire, usize::MAX, &[]);
+}
+
+/// A socket tells of its failure once, and reads as ended from then on.
+#[test]
+fn a_failure_after_bytes_is_not_lost() {
+    struct Breaks(u8);
+    impl Read for Breaks {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.0 += 1;
+            match self.0 {
+                1 => buf[..4].copy_from_slice(b"\0\0\0\x64"),
+                2 => buf[..3].copy_from_slice(b"abc"),
+                3 => return Err(io::ErrorKind::ConnectionReset.into()),
+                _ => return Ok(0),
+            }
+            Ok(if self.0 == 1 { 4 } else { 3 })
+        }
+    }
+    let (mut reader, mut source) = (MessageReader::new(100), Breaks(0));
+    let e = loop {
+        match reader.step(&mut source) {
+            Ok(step) => assert_ne!(step, Step::Complete),
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(e.status(), Status::PeerLost);
+    assert!(e.message().contains("reset"), "{e}");
+    assert!(e.message().contains("3 of 100 bytes"), "{e}");
 }
 
 /// xorshift64: the cases are the same on every machine.

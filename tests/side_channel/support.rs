@@ -44,6 +44,15 @@ pub fn at(host: &str) -> ListenOptions {
     }
 }
 
+/// Containers are often made without IPv6.
+pub fn has_ipv6() -> bool {
+    let has = TcpListener::bind("[::1]:0").is_ok();
+    if !has {
+        eprintln!("this machine has no IPv6 loopback: its cases are left out");
+    }
+    has
+}
+
 pub fn listen(metadata: &[u8]) -> Arc<dyn SideChannel> {
     listen_with(&patient(), metadata)
 }

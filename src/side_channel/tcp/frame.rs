@@ -97,7 +97,11 @@ impl MessageReader {
             .read_to_end(&mut self.payload);
         match outcome {
             _ if self.payload.len() == length => Ok(Step::Complete),
-            _ if self.payload.len() > before => Ok(Step::Advanced),
+            Ok(1..) => Ok(Step::Advanced),
+            // A failure is reported although bytes came before it: a socket tells it only once.
+            Err(e) if e.kind() == ErrorKind::WouldBlock && self.payload.len() > before => {
+                Ok(Step::Advanced)
+            }
             outcome => self.without_bytes(outcome),
         }
     }
