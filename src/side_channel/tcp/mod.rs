@@ -46,12 +46,13 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle, ThreadId};
 
 use super::net::{self, Deadline, Endpoint, Waker};
 use super::{ListenOptions, SideChannel};
 use crate::error::{Error, Result, Status, bail};
+use crate::sync::lock;
 
 mod client;
 pub mod frame;
@@ -86,8 +87,7 @@ struct Shared {
 
 impl Shared {
     fn message(&self) -> MutexGuard<'_, Arc<Vec<u8>>> {
-        // Assigning or cloning an Arc cannot panic half-way, so a poisoned lock holds no harm.
-        self.message.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.message)
     }
 }
 
@@ -177,7 +177,7 @@ impl SideChannel for TcpSideChannel {
             return;
         }
         // Held while joining, so that a second caller returns no earlier than the first.
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = lock(&self.thread);
         if let Some(thread) = thread.take() {
             // An error is a panic that the thread has ended with; its sockets are closed.
             let _ = thread.join();
