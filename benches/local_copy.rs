@@ -117,10 +117,16 @@ impl Bench {
         let (write, _c) = self.transfer(1, &local, &remote, Op::Write);
         let pid = self.pid;
         let mut variants: Vec<Variant> = vec![
-            ("bare process_vm_readv", Box::new(|| bare(pid, &local, &remote))),
+            (
+                "bare process_vm_readv",
+                Box::new(|| bare(pid, &local, &remote)),
+            ),
             ("local read", Box::new(|| post(&*one))),
             ("local read, 2 threads", Box::new(|| post(&*two))),
-            ("bare readv, 2 threads", Box::new(|| bare_two(pid, &local, &remote))),
+            (
+                "bare readv, 2 threads",
+                Box::new(|| bare_two(pid, &local, &remote)),
+            ),
             ("local write", Box::new(|| post(&*write))),
             ("memcpy in one process", Box::new(|| memcpy(&local, &here))),
         ];
@@ -190,7 +196,11 @@ impl Bench {
                 posts.push(start.elapsed());
             }
             let micros = |times: &[Duration]| median(times).as_secs_f64() * 1e6;
-            println!("| {count} | {:.1} | {:.1} |", micros(&makes), micros(&posts));
+            println!(
+                "| {count} | {:.1} | {:.1} |",
+                micros(&makes),
+                micros(&posts)
+            );
         }
     }
 
