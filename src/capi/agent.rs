@@ -86,7 +86,8 @@ pub struct kvf_agent_options {
     pub backends: *const kvf_backend,
     /// Their number.
     pub backends_len: usize,
-    /// How long the progress thread sleeps at most, in microseconds; 0 is the default, 10 ms.
+    /// How long the progress thread sleeps at most, in microseconds; 0 is the transport's choice (2 ms
+    /// for `nixl`; `local` needs none).
     pub progress_delay_us: u64,
     /// One of `KVF_SYNC_…`. In every mode the agent may be used from many threads at once.
     pub sync_mode: u32,
