@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`error`] | statuses and messages |
 //! | [`memory`] | memory kinds and descriptors: the words that all rooms share |
+//! | [`layout`] | geometry of one rank's KV cache: regions, groups, parts |
+//! | [`plan`] | who copies which bytes from whom: two layouts into lanes, block ids into ranges |
 //! | [`transport`] | moving bytes: the trait, NIXL, and the built-in one for a single host |
 //! | [`agent`] | one rank's endpoint: registrations, remote agents, notifications, direct transfers |
 //! | [`side_channel`] | metadata exchange before any transport connects two agents |
@@ -15,7 +17,9 @@
 pub mod agent;
 pub mod capi;
 pub mod error;
+pub mod layout;
 pub mod memory;
+pub mod plan;
 pub mod side_channel;
 mod sync;
 pub mod transport;

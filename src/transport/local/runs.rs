@@ -14,6 +14,8 @@ use crate::memory::MemDesc;
 const MAX_BATCH: u64 = 4 << 20;
 /// Smallest batch that is worth handing to another thread.
 const MIN_BATCH: u64 = 256 << 10;
+/// Most batches that long runs are cut into, so that a plan stays small however much it moves.
+const MAX_CUTS: u64 = 1 << 16;
 /// How many batches each thread should get, so that none waits long for the last one.
 const BATCHES_PER_THREAD: u64 = 8;
 
@@ -100,7 +102,9 @@ pub(super) struct Plan {
 impl Plan {
     fn new(merged: Vec<Run>, threads: usize) -> Plan {
         let descriptors = merged.len() as u64;
-        let bytes = merged.iter().map(|run| run.len).sum();
+        let bytes = merged
+            .iter()
+            .fold(0u64, |sum, run| sum.saturating_add(run.len));
         let limit = batch_limit(bytes, threads);
         let runs = cut(merged, limit);
         let mut ends = Vec::new();
@@ -141,11 +145,11 @@ impl Plan {
 
 fn batch_limit(bytes: u64, threads: usize) -> u64 {
     if threads < 2 {
-        return MAX_BATCH;
+        return MAX_BATCH.max(bytes / MAX_CUTS);
     }
     let share = bytes / (threads as u64 * BATCHES_PER_THREAD);
     // Whole pages, so that two threads do not meet inside one.
-    (share.clamp(MIN_BATCH, MAX_BATCH) + 4095) & !4095
+    (share.clamp(MIN_BATCH, MAX_BATCH).max(bytes / MAX_CUTS) + 4095) & !4095
 }
 
 /// Cuts runs that are longer than a batch.
@@ -254,5 +258,7 @@ mod tests {
         let small = plan(&[(0, 1 << 40, 64 << 10)], 2);
         assert_eq!(small.batches(), 1);
         assert_eq!(plan(&[], 2).batches(), 0);
+        let vast = plan(&[(0, 1 << 50, 1 << 47), (1 << 48, 1 << 51, 1 << 47)], 2);
+        assert!(vast.runs.len() <= 1 << 17);
     }
 }

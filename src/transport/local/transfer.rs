@@ -497,6 +497,7 @@ impl Transfer for Copy {
     }
 
     fn state(&self) -> Result<TransferState> {
+        self.core.at_home()?;
         self.core.state.drive(Duration::ZERO);
         match &*lock(&self.stage) {
             Stage::New => Err(Error::new(
@@ -510,6 +511,7 @@ impl Transfer for Copy {
     }
 
     fn cancel(&self) -> Result<()> {
+        self.core.at_home()?;
         // Under the lock of the stage, so that it cannot hit the next post instead.
         if let Stage::Running(_) = *lock(&self.stage) {
             self.cancel.store(true, Ordering::Release);
@@ -518,6 +520,7 @@ impl Transfer for Copy {
     }
 
     fn telemetry(&self) -> Result<Telemetry> {
+        self.core.at_home()?;
         if !self.core.telemetry {
             bail!(
                 Status::NoTelemetry,
