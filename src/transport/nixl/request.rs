@@ -180,7 +180,10 @@ impl Request {
         if self.phase.load(Ordering::Acquire) == POSTING {
             return active();
         }
-        if matches!(self.state(endpoint), Ok(TransferState::InProgress)) {
+        // Only then: in the other phases asking makes an error, with its text, for nobody.
+        if self.phase.load(Ordering::Acquire) == UNDER_WAY
+            && matches!(self.state(endpoint), Ok(TransferState::InProgress))
+        {
             return active();
         }
         // Whoever has the lock now is in a short call, or is posting and will have set the phase.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import pickle
 import sys
 from array import array
@@ -9,15 +10,30 @@ from ctypes import c_uint64
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from .. import _convert
+from .. import _convert, _lifetime, errors
 from .. import side_channel as _side_channel
+from .._ffi import kvf_notification_list, lib
 from . import _bindings as nixlBind
+from . import _calls
+from ._agent import SIDES_DIFFER
+from ._errors import failure, from_status
+from ._inputs import flat_table, message, strided_table, take_notifications
 from .logging import get_logger
 
 if TYPE_CHECKING:
     import numpy as np
 
 logger = get_logger(__name__)
+
+# Names of the hot path: globals are found faster than attributes of modules.
+_byref, _c_int32 = ctypes.byref, ctypes.c_int32
+_new_handle = c_uint64.__new__
+_notification_list = kvf_notification_list
+_make, _post, _state, _release = _calls.make, _calls.post, _calls.state, _calls.release
+_notifications, _indices, _count = _calls.notifications, _calls.indices, _calls.count
+_NONE = _calls.count(0)
+# There is one empty bytes object; were there more, they would only take the longer way.
+_EMPTY = b""
 
 DEFAULT_COMM_PORT = nixlBind.DEFAULT_COMM_PORT
 
@@ -31,23 +47,42 @@ def _is_torch_tensor(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-class _Handle:
-    """A handle of an agent's, released at the latest when it is collected."""
+class _Handle(c_uint64):
+    """A handle of an agent's, released at the latest when it is collected.
 
-    __slots__ = ("_argument", "_agent", "_released")
+    It is the ctypes object that C takes and fills in, which saves making another one per transfer.
+    """
 
-    def __init__(self, agent: nixlBind.nixlAgent, value: int | c_uint64):
-        self._argument = value if type(value) is c_uint64 else c_uint64(value)
+    __slots__ = ("_agent", "_released")
+    # ctypes takes it away; without it, handles could not be keys.
+    __hash__ = object.__hash__
+
+    def __init__(self, agent: nixlBind.nixlAgent, value: int):
+        c_uint64.__init__(self, value)
         self._agent = agent
         self._released = False
 
     @property
     def _handle(self) -> int:
         """The handle as the functions of ``_bindings`` take it."""
-        return self._argument.value
+        return self.value
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(0x{self._handle:x}, released={self._released})"
+        return f"{type(self).__name__}(0x{self.value:x}, released={self._released})"
+
+    def __del__(self) -> None:
+        if getattr(self, "_released", True):  # __init__ may have failed
+            return
+        status = _lifetime.end(self._END, self.value, self._agent.made_in)
+        if status == errors.BusyError.status:
+            # It still moves bytes; the agent keeps it until it does not.
+            self._agent.leaked.append(self.value)
+        elif status not in _ENDED:
+            logger.error("%r could not be released: %s", self, errors.last_message())
+
+
+#: At interpreter exit the agent goes first, and takes its handles along.
+_ENDED = (0, errors.InvalidHandleError.status)
 
 
 class nixl_prepped_dlist_handle(_Handle):
@@ -59,21 +94,13 @@ class nixl_prepped_dlist_handle(_Handle):
     """
 
     __slots__ = ()
+    _END = lib.kvf_desc_list_release
 
     def release(self) -> None:
         """Ends the list. Transfers made from it go on. Harmless when repeated."""
         if not self._released:
-            self._agent.releasedDlistH(self._handle)
+            self._agent.releasedDlistH(self.value)
             self._released = True
-
-    def __del__(self) -> None:
-        # __init__ may have failed, and the interpreter may be on its way out.
-        if getattr(self, "_released", True):
-            return
-        try:
-            self._agent.releasedDlistH(self._handle)
-        except Exception as e:
-            _report("nixl_prepped_dlist_handle could not be released: %s", e)
 
 
 class nixl_xfer_handle(_Handle):
@@ -85,6 +112,7 @@ class nixl_xfer_handle(_Handle):
     """
 
     __slots__ = ()
+    _END = lib.kvf_transfer_release
 
     def release(self) -> None:
         """Ends the transfer. One that is under way is asked to stop.
@@ -94,28 +122,17 @@ class nixl_xfer_handle(_Handle):
         Raises:
             nixlRepostActiveError: it could not be stopped yet; it is still valid.
         """
-        if not self._released:
-            self._agent._release(self._argument)
-            self._released = True
-
-    def __del__(self) -> None:
-        if getattr(self, "_released", True):
+        if self._released:
             return
-        try:
-            self._agent._release(self._argument)
-        except nixlBind.nixlRepostActiveError:
-            # It still moves bytes: the agent tries again when it releases the next one, and ends
-            # it for good when it is itself destroyed.
-            self._agent._leaked.append(self._handle)
-        except Exception as e:
-            _report("nixl_xfer_handle could not be released: %s", e)
+        status = _release(self)
+        if status:
+            raise from_status(status)
+        self._released = True
 
 
-def _report(message: str, *args: object) -> None:
-    try:
-        logger.error(message, *args)
-    except Exception:
-        pass  # interpreter shutdown
+def _was_released(*handles: _Handle) -> errors.Error:
+    names = ", ".join(repr(handle) for handle in handles if handle._released)
+    return failure(nixlBind.nixlInvalidParamError, f"{names} cannot be used any more")
 
 
 class nixl_thread_sync_t(Enum):
@@ -265,7 +282,7 @@ class nixl_agent:
             return
         try:
             params, mems = self.agent.getPluginParams(plugin)
-        except nixlBind.errors.Error as e:
+        except errors.Error as e:
             logger.warning("Plugin %s is not available: %s", plugin, e)
             return
         self.plugin_b_options[plugin], self.plugin_mem_types[plugin] = params, mems
@@ -350,13 +367,13 @@ class nixl_agent:
         if _convert.is_ndarray(xfer_list) and xfer_list.ndim == 2 and xfer_list.shape[1] == 5:
             if mem_type is None:
                 raise ValueError("Please specify a mem type for strided descriptors")
-            kind, table = self.nixl_mems[mem_type].value, nixlBind._strided(xfer_list)
+            kind, table = self.nixl_mems[mem_type].value, strided_table(xfer_list)
         else:
             descs = self.get_xfer_descs(xfer_list, mem_type)
-            table = nixlBind._flat(descs)
+            table = flat_table(descs)
             kind = descs._kind.value
         return nixl_prepped_dlist_handle(
-            self.agent, self.agent._prepare(agent_name, kind, table, handles)
+            self.agent, self.agent.prepare(agent_name, kind, table, handles)
         )
 
     def estimate_xfer_cost(self, req_handle: nixl_xfer_handle) -> tuple[int, int, str]:
@@ -385,13 +402,24 @@ class nixl_agent:
             notif_msg: Sent to the remote agent when all bytes have arrived.
         """
         op = self._op_codes[operation]
-        handles = self._handles(backends) if backends else ()
+        if local_xfer_side._released or remote_xfer_side._released:
+            raise _was_released(local_xfer_side, remote_xfer_side)
         agent = self.agent
-        made = agent._make(
-            op, local_xfer_side._argument, local_indices, remote_xfer_side._argument,
-            remote_indices, notif_msg, handles, skip_desc_merge,
+        left, left_count = _indices(local_indices)
+        right, right_count = _indices(remote_indices)
+        options = None
+        if notif_msg is not _EMPTY or backends or skip_desc_merge:
+            options = agent.options(notif_msg, self._handles(backends), skip_desc_merge)
+        handle = _new_handle(nixl_xfer_handle)
+        status = _make(
+            agent.argument, op, local_xfer_side, left, left_count, remote_xfer_side, right,
+            right_count, options, _byref(handle),
         )
-        return nixl_xfer_handle(agent, made)
+        if status:
+            raise from_status(status, SIDES_DIFFER)
+        handle._agent = agent
+        handle._released = False
+        return handle
 
     def initialize_xfer(
         self,
@@ -404,7 +432,7 @@ class nixl_agent:
     ) -> nixl_xfer_handle:
         """Makes a transfer of the i-th range of one list and the i-th of the other."""
         op = self._op_codes[operation]
-        made = self.agent._create(
+        made = self.agent.create(
             op, local_descs, remote_descs, remote_agent, notif_msg, self._handles(backends)
         )
         return nixl_xfer_handle(self.agent, made)
@@ -415,11 +443,29 @@ class nixl_agent:
         Returns:
             ``"DONE"`` or ``"PROC"``; failures are raised.
         """
-        return "PROC" if self.agent._post(handle._argument, notif_msg) else "DONE"
+        if handle._released:
+            raise _was_released(handle)
+        state = _c_int32()
+        if notif_msg is _EMPTY:
+            status = _post(handle, None, _NONE, _byref(state))
+        else:
+            notification = message(notif_msg)
+            status = _post(
+                handle, notification or None, _count(len(notification)), _byref(state)
+            )
+        if status:
+            raise from_status(status)
+        return "PROC" if state.value else "DONE"
 
     def check_xfer_state(self, handle: nixl_xfer_handle) -> str:
         """``"DONE"`` or ``"PROC"``; failures are raised."""
-        return "PROC" if self.agent._state(handle._argument) else "DONE"
+        if handle._released:
+            raise _was_released(handle)
+        state = _c_int32()
+        status = _state(handle, _byref(state))
+        if status:
+            raise from_status(status)
+        return "PROC" if state.value else "DONE"
 
     def get_xfer_telemetry(self, handle: nixl_xfer_handle) -> nixlBind.nixlXferTelemetry:
         """Figures of a transfer's last post."""
@@ -455,7 +501,14 @@ class nixl_agent:
 
     def get_new_notifs(self, backends: list[str] = []) -> dict[str, list[bytes]]:  # noqa: B006
         """Takes the messages that have arrived: agent name → messages."""
-        return self.agent.getNotifs({}, self._handles(backends) if backends else ())
+        if backends or self.agent.leaked:
+            self.agent.release_leaked()
+            return self.agent.getNotifs({}, self._handles(backends))
+        arrived = _notification_list()
+        status = _notifications(self.agent.argument, None, _NONE, _byref(arrived))
+        if status:
+            raise from_status(status)
+        return take_notifications({}, arrived) if arrived.len else {}
 
     def update_notifs(self, backends: list[str] = []) -> dict[str, list[bytes]]:  # noqa: B006
         """Adds the messages that have arrived to those kept in ``notifs``, and returns all."""

@@ -9,14 +9,14 @@ pass exactly what stands there.
 
 from __future__ import annotations
 
-import ctypes
+import sys
 from array import array
-from ctypes import c_int32, c_size_t, c_void_p
+from ctypes import c_int32, c_size_t
 from struct import Struct
 from struct import error as StructError
 from typing import Any
 
-from .._convert import address, is_ndarray
+from .._convert import is_ndarray
 from .._ffi import lib
 
 
@@ -32,36 +32,40 @@ state = _undeclared("kvf_transfer_state")
 release = _undeclared("kvf_transfer_release")
 notifications = _undeclared("kvf_agent_notifications")
 
-# Sizes that occur again and again, as ctypes objects.
-_SIZES = [c_size_t(n) for n in range(257)]
+# Numbers of elements that occur again and again, as ctypes objects.
+_FEW = 256
+_COUNTS = [c_size_t(n) for n in range(_FEW + 1)]
 
 
-def size(n: int) -> c_size_t:
-    """A length as an argument."""
-    return _SIZES[n] if n <= 256 else c_size_t(n)
+def count(n: int) -> c_size_t:
+    """A number of elements as an argument."""
+    return _COUNTS[n] if n <= _FEW else c_size_t(n)
 
 
-# Up to here packing is faster than making an array object.
-_FEW = 32
-_PACK = [Struct(f"={n}i").pack for n in range(_FEW + 1)]
-# Below this a copy is faster than asking numpy for the address.
-_SMALL_ARRAY = 16 << 10
+# Below this packing is faster than making an array object.
+_PACKED = 33
+_PACK = [Struct(f"={n}i").pack for n in range(_PACKED)]
+# numpy's int32, once numpy has been seen: dtypes of this kind are one object, and comparing it
+# stands for a dozen checks.
+_int32: object = object()
 
 
-def indices(values: Any) -> tuple[Any, Any, Any]:
-    """Indices as a pointer, a length, and what must live until the call is over.
+def indices(values: Any) -> tuple[bytes, c_size_t]:
+    """Indices as 32-bit integers, and their number. The copy costs less than asking for an address.
 
     Takes what NIXL takes: integers in a list or another iterable, or a one-dimensional numpy array
     of numbers, and raises what NIXL raises for anything else.
     """
     if type(values) is list:
         n = len(values)
-        if n <= _FEW:
+        if n < _PACKED:
             try:
-                packed = _PACK[n](*values)
+                return _PACK[n](*values), _COUNTS[n]
             except StructError as e:
                 raise RuntimeError(f"Unable to cast {values!r} to indices: {e}") from None
-            return packed, _SIZES[n], None
+    elif getattr(values, "dtype", None) is _int32 and values.ndim == 1:
+        n = len(values)
+        return values.tobytes(), _COUNTS[n] if n <= _FEW else c_size_t(n)
     elif is_ndarray(values):
         return _ndarray_indices(values)
     elif isinstance(values, (bytes, bytearray, str)):
@@ -70,19 +74,16 @@ def indices(values: Any) -> tuple[Any, Any, Any]:
         made = array("i", values)
     except (TypeError, OverflowError) as e:
         raise RuntimeError(f"Unable to cast {type(values).__name__} to indices: {e}") from None
-    return c_void_p(made.buffer_info()[0]), size(len(made)), made
+    return made.tobytes(), count(len(made))
 
 
-def _ndarray_indices(values: Any) -> tuple[Any, Any, Any]:
+def _ndarray_indices(values: Any) -> tuple[bytes, c_size_t]:
+    global _int32
+    _int32 = sys.modules["numpy"].dtype("=i4")
     if values.ndim != 1:
         raise ValueError("indices numpy array must be 1D")
     dtype = values.dtype
     if dtype.char not in "iI" or not dtype.isnative:
         # As NIXL does: numbers of another type are cut to 32 bits.
         values = values.astype("=i8", casting="unsafe").astype("=u4")
-    if values.nbytes < _SMALL_ARRAY or not values.flags.c_contiguous:
-        return values.tobytes(), size(len(values)), None
-    return c_void_p(address(values)), size(len(values)), values
-
-
-byref = ctypes.byref
+    return values.tobytes(), count(len(values))
