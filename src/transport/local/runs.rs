@@ -6,7 +6,7 @@
 
 use super::ranges::Span;
 use super::vm::IOV_MAX;
-use crate::error::{Result, Status, bail};
+use crate::error::{Error, Result, Status};
 use crate::memory::MemDesc;
 
 /// Largest batch. Beyond a megabyte or so a bigger one is no faster: one system call is spread over
@@ -54,30 +54,24 @@ impl Merger {
     }
 
     /// Adds the next pair; lengths must agree.
+    #[inline]
     pub fn push(&mut self, local: MemDesc, remote: MemDesc) -> Result<()> {
         if local.len != remote.len {
-            bail!(
-                Status::Mismatch,
-                "pair {}: the local range at {:#x} has {} bytes, the remote one at {:#x} has {}",
-                self.pairs,
-                local.addr,
-                local.len,
-                remote.addr,
-                remote.len
-            );
+            return Err(unequal(self.pairs, local, remote));
         }
         self.pairs += 1;
-        if let Some(last) = self.runs.last_mut() {
-            if last.local + last.len == local.addr && last.remote + last.len == remote.addr {
+        match self.runs.last_mut() {
+            Some(last)
+                if last.local + last.len == local.addr && last.remote + last.len == remote.addr =>
+            {
                 last.len += local.len;
-                return Ok(());
             }
+            _ => self.runs.push(Run {
+                local: local.addr,
+                remote: remote.addr,
+                len: local.len,
+            }),
         }
-        self.runs.push(Run {
-            local: local.addr,
-            remote: remote.addr,
-            len: local.len,
-        });
         Ok(())
     }
 
@@ -85,6 +79,17 @@ impl Merger {
     pub fn finish(self, threads: usize) -> Plan {
         Plan::new(self.runs, threads)
     }
+}
+
+#[cold]
+fn unequal(pair: usize, local: MemDesc, remote: MemDesc) -> Error {
+    Error::new(
+        Status::Mismatch,
+        format!(
+            "pair {pair}: the local range at {:#x} has {} bytes, the remote one at {:#x} has {}",
+            local.addr, local.len, remote.addr, remote.len
+        ),
+    )
 }
 
 /// All of one transfer.
