@@ -132,9 +132,15 @@ class nixl_xfer_handle(_Handle):
         self._released = True
 
 
-def _was_released(*handles: _Handle) -> errors.Error:
-    names = ", ".join(repr(handle) for handle in handles if handle._released)
-    return failure(nixlBind.nixlInvalidParamError, f"{names} cannot be used any more")
+def _failed(status: int, *handles: _Handle) -> errors.Error:
+    """The exception for a call with these handles. Only here, where it costs nothing to the calls that
+    succeed, does anybody look whether they are handles, and in use: C has found out that they are not.
+    """
+    error = from_status(status, SIDES_DIFFER)
+    over = [repr(handle) for handle in handles if handle._released]
+    if over:
+        return failure(nixlBind.nixlInvalidParamError, f"{', '.join(over)} cannot be used any more", status)
+    return error
 
 
 class nixl_thread_sync_t(Enum):
@@ -407,8 +413,6 @@ class nixl_agent:
             notif_msg: Sent to the remote agent when all bytes have arrived.
         """
         op = self._op_codes[operation]
-        if local_xfer_side._released or remote_xfer_side._released:
-            raise _was_released(local_xfer_side, remote_xfer_side)
         agent = self.agent
         # The usual kind of indices here and at once, all others by a call.
         int32 = self._int32
@@ -429,7 +433,7 @@ class nixl_agent:
             remote_xfer_side, right, _count_in[len(right)], options, _byref(handle),
         )
         if status:
-            raise from_status(status, SIDES_DIFFER)
+            raise _failed(status, local_xfer_side, remote_xfer_side)
         handle._agent = agent
         handle._released = False
         return handle
@@ -456,8 +460,6 @@ class nixl_agent:
         Returns:
             ``"DONE"`` or ``"PROC"``; failures are raised.
         """
-        if handle._released:
-            raise _was_released(handle)
         state, reference = _local.state
         if notif_msg is _EMPTY:
             status = _post(handle, None, _NONE, reference)
@@ -465,17 +467,15 @@ class nixl_agent:
             notification = message(notif_msg)
             status = _post(handle, notification or None, c_size_t(len(notification)), reference)
         if status:
-            raise from_status(status)
+            raise _failed(status, handle)
         return "PROC" if state.value else "DONE"
 
     def check_xfer_state(self, handle: nixl_xfer_handle) -> str:
         """``"DONE"`` or ``"PROC"``; failures are raised."""
-        if handle._released:
-            raise _was_released(handle)
         state, reference = _local.state
         status = _state(handle, reference)
         if status:
-            raise from_status(status)
+            raise _failed(status, handle)
         return "PROC" if state.value else "DONE"
 
     def get_xfer_telemetry(self, handle: nixl_xfer_handle) -> nixlBind.nixlXferTelemetry:
@@ -489,7 +489,11 @@ class nixl_agent:
 
     def release_xfer_handle(self, handle: nixl_xfer_handle) -> None:
         """Ends a transfer; see :meth:`nixl_xfer_handle.release`."""
-        handle.release()
+        if not handle._released:
+            status = _release(handle)
+            if status:
+                raise from_status(status)
+            handle._released = True
 
     def release_dlist_handle(self, handle: nixl_prepped_dlist_handle) -> None:
         """Ends a prepared list."""
