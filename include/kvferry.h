@@ -418,7 +418,10 @@ typedef struct kvf_agent_options {
   const kvf_backend *backends;
   /** Their number. */
   size_t backends_len;
-  /** How long the progress thread sleeps at most, in microseconds; 0 is the default, 10 ms. */
+  /**
+   * How long the progress thread sleeps at most, in microseconds; 0 is the transport's choice (2 ms
+   * for `nixl`; `local` needs none).
+   */
   uint64_t progress_delay_us;
   /** One of `KVF_SYNC_...`. In every mode the agent may be used from many threads at once. */
   uint32_t sync_mode;
