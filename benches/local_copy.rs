@@ -140,7 +140,6 @@ impl Bench {
         let (one, _a) = self.transfer(1, &local, &remote, Op::Read);
         let (two, _b) = self.transfer(2, &local, &remote, Op::Read);
         let (write, _c) = self.transfer(1, &local, &remote, Op::Write);
-        let spinning = self.nixl(Progress::Spin, &local, &remote);
         let without = self.nixl(Progress::Caller, &local, &remote);
         let pid = self.pid;
         let mut variants: Vec<Variant> = vec![
@@ -157,33 +156,47 @@ impl Bench {
             ("local write", Box::new(|| post(&*write))),
             ("memcpy in one process", Box::new(|| memcpy(&local, &here))),
         ];
-        if let Some((t, _)) = &spinning {
-            variants.push(("NIXL/UCX, as it comes", Box::new(|| post(&**t))));
-        }
         if let Some((t, _)) = &without {
             variants.push(("NIXL/UCX, no progress thread", Box::new(|| post(&**t))));
         }
+        let bytes = (count * block) as f64;
+        let rates = self.rates(&mut variants, bytes);
+        table(name, &variants, &rates);
+        println!(
+            "| {name} | gain of the second thread | | {:.2} |",
+            rates[2] / rates[1]
+        );
+        drop(variants);
+        drop(without);
+        // By itself: its thread takes a core from whatever else is measured.
+        if let Some((spinning, _agent)) = self.nixl(Progress::Spin, &local, &remote) {
+            let mut variants: Vec<Variant> = vec![
+                (
+                    "bare process_vm_readv, beside NIXL's thread",
+                    Box::new(|| bare(pid, &local, &remote)),
+                ),
+                ("NIXL/UCX, as it comes", Box::new(|| post(&*spinning))),
+            ];
+            let rates = self.rates(&mut variants, bytes);
+            table(name, &variants, &rates);
+        }
+    }
+
+    /// GB/s of each variant, the median of rounds in which they take turns.
+    fn rates(&self, variants: &mut [Variant], bytes: f64) -> Vec<f64> {
         let mut times = vec![Vec::new(); variants.len()];
         for round in 0..=self.rounds {
-            for (i, (_, run)) in variants.iter_mut().enumerate() {
+            for (times, (_, run)) in times.iter_mut().zip(variants.iter_mut()) {
                 let start = Instant::now();
                 run();
                 // The first round warms up.
                 if round > 0 {
-                    times[i].push(start.elapsed());
+                    times.push(start.elapsed());
                 }
             }
         }
-        let bytes = (count * block) as f64;
-        let rate = |i: usize| bytes / median(&times[i]).as_secs_f64() / 1e9;
-        for (i, (what, _)) in variants.iter().enumerate() {
-            let ratio = rate(i) / rate(0);
-            println!("| {name} | {what} | {:.2} | {ratio:.2} |", rate(i));
-        }
-        println!(
-            "| {name} | gain of the second thread | | {:.2} |",
-            rate(2) / rate(1)
-        );
+        let rate = |t: &Vec<Duration>| bytes / median(t).as_secs_f64() / 1e9;
+        times.iter().map(rate).collect()
     }
 
     /// Microseconds of single calls.
@@ -287,6 +300,13 @@ fn agent(name: &str, copy_threads: u32) -> Arc<dyn Transport> {
         ..AgentOptions::default()
     })
     .unwrap()
+}
+
+/// Rows with rates and their ratios to the first.
+fn table(name: &str, variants: &[Variant], rates: &[f64]) {
+    for ((what, _), rate) in variants.iter().zip(rates) {
+        println!("| {name} | {what} | {rate:.2} | {:.2} |", rate / rates[0]);
+    }
 }
 
 fn post(transfer: &dyn Transfer) {
