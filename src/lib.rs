@@ -15,7 +15,11 @@
 pub mod agent;
 pub mod capi;
 pub mod error;
+pub mod layout;
 pub mod memory;
+pub mod plan;
+pub mod queue;
 pub mod side_channel;
 mod sync;
+mod threads;
 pub mod transport;
