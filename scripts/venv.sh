@@ -30,7 +30,7 @@ else
 fi
 rm -f "$stamp"
 
-stage venv "Python packages into $venv; the NIXL wheel is about 100 MB to download"
+stage venv "Python packages into $venv; the NIXL wheel is about 70 MB to download"
 if [ ! -d "$venv" ]; then
     python=$(find_python) ||
         die "no Python 3.10 or newer that can make a venv (on Debian: apt-get install python3 python3-venv)"

@@ -26,13 +26,25 @@ fn read_and_write_move_the_bytes() {
     assert_eq!(t.state().expect("done"), TransferState::Done);
     let (mine, theirs) = (p.a_mem.bytes(), p.b_mem.bytes());
     assert_eq!(mine[BLOCK..4 * BLOCK], theirs[BLOCK..4 * BLOCK]);
-    assert!(mine[..BLOCK].iter().chain(&mine[4 * BLOCK..]).all(|b| *b == 0), "and no others");
+    assert!(
+        mine[..BLOCK]
+            .iter()
+            .chain(&mine[4 * BLOCK..])
+            .all(|b| *b == 0),
+        "and no others"
+    );
     assert_eq!(t.backend().expect("backend"), "UCX");
 
     // Zeros go the other way, and only where they were sent.
     run(&p.direct(Op::Write, 10 * BLOCK, BLOCK)).expect("write");
     let expected: Vec<u8> = (0..64 * BLOCK)
-        .map(|i| if (10 * BLOCK..11 * BLOCK).contains(&i) { 0 } else { pattern(1)(i) })
+        .map(|i| {
+            if (10 * BLOCK..11 * BLOCK).contains(&i) {
+                0
+            } else {
+                pattern(1)(i)
+            }
+        })
         .collect();
     assert_eq!(p.b_mem.bytes(), expected);
 }
@@ -44,13 +56,22 @@ fn prepared_lists_are_picked_from_by_index() {
     }
     let n = 100;
     let p = pair(n * BLOCK);
-    let (local, remote) = (p.local_list(&p.a_mem.blocks(BLOCK)), p.remote_list(&p.b_mem.blocks(BLOCK)));
+    let (local, remote) = (
+        p.local_list(&p.a_mem.blocks(BLOCK)),
+        p.remote_list(&p.b_mem.blocks(BLOCK)),
+    );
     assert_eq!((local.len(), remote.len()), (n, n));
-    let (to, from): (Vec<i32>, Vec<i32>) =
-        (0..40).map(|i| ((i * 7 + 3) % n as i32, (i * 13 + 5) % n as i32)).unzip();
+    let (to, from): (Vec<i32>, Vec<i32>) = (0..40)
+        .map(|i| ((i * 7 + 3) % n as i32, (i * 13 + 5) % n as i32))
+        .unzip();
     for skip_merge in [false, true] {
-        let options = TransferOptions { skip_merge, ..TransferOptions::default() };
-        let t = p.a.make_transfer(Op::Read, &*local, &to, &*remote, &from, options).expect("make");
+        let options = TransferOptions {
+            skip_merge,
+            ..TransferOptions::default()
+        };
+        let t =
+            p.a.make_transfer(Op::Read, &*local, &to, &*remote, &from, options)
+                .expect("make");
         run(&t).expect("read");
     }
     let (mine, theirs) = (p.a_mem.bytes(), p.b_mem.bytes());
@@ -59,7 +80,10 @@ fn prepared_lists_are_picked_from_by_index() {
         assert_eq!(mine[to..to + BLOCK], theirs[from..from + BLOCK]);
     }
     for block in (0..n).filter(|b| !to.contains(&(*b as i32))) {
-        assert!(mine[block * BLOCK..][..BLOCK].iter().all(|b| *b == 0), "block {block}");
+        assert!(
+            mine[block * BLOCK..][..BLOCK].iter().all(|b| *b == 0),
+            "block {block}"
+        );
     }
     // Merging is seen in telemetry below; an unmerged list of neighbours moves the same bytes.
 }
@@ -79,20 +103,44 @@ fn strided_rows_stand_for_their_ranges() {
             stride: 2 * BLOCK as u64,
             count: 16,
         };
-        [row, StridedDesc { addr: d.addr + 32 * BLOCK as u64, ..row }]
+        [
+            row,
+            StridedDesc {
+                addr: d.addr + 32 * BLOCK as u64,
+                ..row
+            },
+        ]
     };
-    let local = p.a.prepare(Side::Local, MemKind::Dram, Descs::Strided(&rows(p.a_mem.all())), &[]);
+    let local = p.a.prepare(
+        Side::Local,
+        MemKind::Dram,
+        Descs::Strided(&rows(p.a_mem.all())),
+        &[],
+    );
     let remote = Side::Remote(&p.b_name);
-    let remote = p.a.prepare(remote, MemKind::Dram, Descs::Strided(&rows(p.b_mem.all())), &[]);
+    let remote = p.a.prepare(
+        remote,
+        MemKind::Dram,
+        Descs::Strided(&rows(p.b_mem.all())),
+        &[],
+    );
     let (local, remote) = (local.expect("local"), remote.expect("remote"));
     assert_eq!((local.len(), remote.len()), (32, 32));
     // Number 17 is the second of the second row: block 34. Number 2 is block 4.
     let none = TransferOptions::default();
-    let t = p.a.make_transfer(Op::Read, &*local, &[17], &*remote, &[2], none).expect("make");
+    let t =
+        p.a.make_transfer(Op::Read, &*local, &[17], &*remote, &[2], none)
+            .expect("make");
     run(&t).expect("read");
     let (mine, theirs) = (p.a_mem.bytes(), p.b_mem.bytes());
     assert_eq!(mine[34 * BLOCK..35 * BLOCK], theirs[4 * BLOCK..5 * BLOCK]);
-    assert_eq!(mine.iter().filter(|b| **b != 0).count(), theirs[4 * BLOCK..5 * BLOCK].iter().filter(|b| **b != 0).count());
+    assert_eq!(
+        mine.iter().filter(|b| **b != 0).count(),
+        theirs[4 * BLOCK..5 * BLOCK]
+            .iter()
+            .filter(|b| **b != 0)
+            .count()
+    );
 }
 
 #[test]
@@ -108,7 +156,11 @@ fn a_transfer_can_be_posted_again_and_sees_new_bytes() {
         run(&back).expect("write");
     }
     assert_eq!(p.a_mem.bytes()[..BLOCK], p.b_mem.bytes()[..BLOCK]);
-    assert!(p.b_mem.bytes()[2 * BLOCK..3 * BLOCK].iter().all(|b| *b == 0));
+    assert!(
+        p.b_mem.bytes()[2 * BLOCK..3 * BLOCK]
+            .iter()
+            .all(|b| *b == 0)
+    );
 }
 
 #[test]
@@ -117,11 +169,17 @@ fn notifications_come_after_the_bytes_and_name_their_sender() {
         return;
     }
     let p = pair(8 * BLOCK);
-    let options = TransferOptions { notification: Some(b"first \xff\0bytes"), ..Default::default() };
+    let options = TransferOptions {
+        notification: Some(b"first \xff\0bytes"),
+        ..Default::default()
+    };
     let t = p.direct_with(Op::Read, 0, BLOCK, options);
     run(&t).expect("read");
     let got = messages(&p.b, 1);
-    assert_eq!((got[0].from.as_str(), &got[0].payload[..]), (p.a_name.as_str(), &b"first \xff\0bytes"[..]));
+    assert_eq!(
+        (got[0].from.as_str(), &got[0].payload[..]),
+        (p.a_name.as_str(), &b"first \xff\0bytes"[..])
+    );
     // Posted again it sends the same, unless told otherwise; empty is a message too.
     run(&t).expect("again");
     assert_eq!(messages(&p.b, 1)[0].payload, b"first \xff\0bytes");
@@ -130,17 +188,22 @@ fn notifications_come_after_the_bytes_and_name_their_sender() {
     assert_eq!(messages(&p.b, 1)[0].payload, b"");
 
     for i in 0..100u32 {
-        p.b.notify(&p.a_name, &i.to_le_bytes(), None).expect("notify");
+        p.b.notify(&p.a_name, &i.to_le_bytes(), None)
+            .expect("notify");
     }
     let got: Vec<_> = messages(&p.a, 100).into_iter().map(|n| n.payload).collect();
     let expected: Vec<_> = (0..100u32).map(|i| i.to_le_bytes().to_vec()).collect();
     assert_eq!(got, expected, "in order");
-    p.b.notify(&p.a_name, b"by name", Some("UCX")).expect("notify");
+    p.b.notify(&p.a_name, b"by name", Some("UCX"))
+        .expect("notify");
     assert_eq!(messages(&p.a, 1)[0].payload, b"by name");
     p.a.notify(&p.a_name, b"to myself", None).expect("notify");
     assert_eq!(messages(&p.a, 1)[0].payload, b"to myself");
     let e = fail(p.a.notify("nobody", b"x", None));
-    assert!(e.status() == Status::NotFound && e.message().contains("nobody"), "{e}");
+    assert!(
+        e.status() == Status::NotFound && e.message().contains("nobody"),
+        "{e}"
+    );
 }
 
 #[test]
@@ -150,7 +213,8 @@ fn waiting_for_a_notification_ends_with_it_or_with_the_limit() {
     }
     let p = pair(BLOCK);
     let begin = Instant::now();
-    p.a.wait_for_notification(Duration::from_millis(50)).expect("wait");
+    p.a.wait_for_notification(Duration::from_millis(50))
+        .expect("wait");
     assert!(begin.elapsed() >= Duration::from_millis(50));
     assert!(p.a.notifications(&[]).expect("none").is_empty());
     std::thread::scope(|scope| {
@@ -169,20 +233,36 @@ fn loopback_moves_bytes_within_an_agent() {
     }
     let name = unique("alone");
     let a = agent(&name);
-    let (from, to) = (Buffer::new(8 * BLOCK, pattern(3)), Buffer::zeroed(8 * BLOCK));
-    a.register(MemKind::Dram, &from.reg(), &[]).expect("register");
+    let (from, to) = (
+        Buffer::new(8 * BLOCK, pattern(3)),
+        Buffer::zeroed(8 * BLOCK),
+    );
+    a.register(MemKind::Dram, &from.reg(), &[])
+        .expect("register");
     a.register(MemKind::Dram, &to.reg(), &[]).expect("register");
     let prepare = |side, b: &Buffer| {
-        a.prepare(side, MemKind::Dram, Descs::Flat(&b.blocks(BLOCK)), &[]).expect("prepare")
+        a.prepare(side, MemKind::Dram, Descs::Flat(&b.blocks(BLOCK)), &[])
+            .expect("prepare")
     };
-    let (local, remote) = (prepare(Side::Local, &to), prepare(Side::Remote(&name), &from));
+    let (local, remote) = (
+        prepare(Side::Local, &to),
+        prepare(Side::Remote(&name), &from),
+    );
     let indices: Vec<i32> = (0..8).collect();
-    let options = TransferOptions { notification: Some(b"done"), ..Default::default() };
-    let t = a.make_transfer(Op::Read, &*local, &indices, &*remote, &indices, options).expect("make");
+    let options = TransferOptions {
+        notification: Some(b"done"),
+        ..Default::default()
+    };
+    let t = a
+        .make_transfer(Op::Read, &*local, &indices, &*remote, &indices, options)
+        .expect("make");
     run(&t).expect("read");
     assert_eq!(to.bytes(), from.bytes());
     assert_eq!(messages(&a, 1)[0].from, name);
-    assert!(a.check_remote(&name, MemKind::Dram, &[to.at(5, 6)]).expect("check"));
+    assert!(
+        a.check_remote(&name, MemKind::Dram, &[to.at(5, 6)])
+            .expect("check")
+    );
     a.connect(&name, &[]).expect("connect");
 }
 
@@ -192,11 +272,18 @@ fn telemetry_and_cost_are_there_when_asked_for() {
         return;
     }
     let p = pair_with(16 * BLOCK, |o| o.telemetry = true);
-    let (local, remote) = (p.local_list(&p.a_mem.blocks(BLOCK)), p.remote_list(&p.b_mem.blocks(BLOCK)));
+    let (local, remote) = (
+        p.local_list(&p.a_mem.blocks(BLOCK)),
+        p.remote_list(&p.b_mem.blocks(BLOCK)),
+    );
     let make = |skip_merge| {
-        let options = TransferOptions { skip_merge, ..TransferOptions::default() };
+        let options = TransferOptions {
+            skip_merge,
+            ..TransferOptions::default()
+        };
         let i: Vec<i32> = (0..16).collect();
-        p.a.make_transfer(Op::Read, &*local, &i, &*remote, &i, options).expect("make")
+        p.a.make_transfer(Op::Read, &*local, &i, &*remote, &i, options)
+            .expect("make")
     };
     for (skip_merge, descriptors) in [(false, 1), (true, 16)] {
         let t = make(skip_merge);
@@ -213,7 +300,10 @@ fn telemetry_and_cost_are_there_when_asked_for() {
     let t = without.direct(Op::Read, 0, BLOCK);
     run(&t).expect("read");
     let e = fail(t.telemetry());
-    assert!(e.status() == Status::NoTelemetry && e.message().contains("not enabled"), "{e}");
+    assert!(
+        e.status() == Status::NoTelemetry && e.message().contains("not enabled"),
+        "{e}"
+    );
 }
 
 #[test]
@@ -250,7 +340,14 @@ fn many_threads(sync: SyncMode, progress: Progress) {
                             notification: Some(note.as_bytes()),
                             ..Default::default()
                         };
-                        let t = p.a.make_transfer(Op::Read, &*local, &[0, 3], &*remote, &[0, 3], options);
+                        let t = p.a.make_transfer(
+                            Op::Read,
+                            &*local,
+                            &[0, 3],
+                            &*remote,
+                            &[0, 3],
+                            options,
+                        );
                         let t = t.expect("make");
                         drop((local, remote));
                         t.post(None).expect("post");
@@ -314,7 +411,10 @@ fn one_transfer_shared_by_threads_is_posted_once_at_a_time() {
                 })
             })
             .collect();
-        workers.into_iter().map(|w| w.join().expect("joins")).sum::<u32>()
+        workers
+            .into_iter()
+            .map(|w| w.join().expect("joins"))
+            .sum::<u32>()
     });
     assert!(posted > 0);
     finish(&t).expect("the last");
@@ -329,10 +429,18 @@ fn state_does_not_wait_for_a_post_in_another_thread() {
     // Thousands of single reads on one host run inside the call, for milliseconds.
     let (n, size) = (16_384, 8192);
     let p = pair(n * size);
-    let (local, remote) = (p.local_list(&p.a_mem.blocks(size)), p.remote_list(&p.b_mem.blocks(size)));
+    let (local, remote) = (
+        p.local_list(&p.a_mem.blocks(size)),
+        p.remote_list(&p.b_mem.blocks(size)),
+    );
     let indices: Vec<i32> = (0..n as i32).collect();
-    let options = TransferOptions { skip_merge: true, ..Default::default() };
-    let t = p.a.make_transfer(Op::Read, &*local, &indices, &*remote, &indices, options).expect("make");
+    let options = TransferOptions {
+        skip_merge: true,
+        ..Default::default()
+    };
+    let t =
+        p.a.make_transfer(Op::Read, &*local, &indices, &*remote, &indices, options)
+            .expect("make");
     run(&t).expect("connects");
     let (mut polls, mut longest) = (0u32, Duration::ZERO);
     let post = std::thread::scope(|scope| {
@@ -352,7 +460,10 @@ fn state_does_not_wait_for_a_post_in_another_thread() {
     finish(&t).expect("read");
     assert_eq!(p.a_mem.bytes(), p.b_mem.bytes());
     // Two cores and other tests beside this one: far more polls than waiting would allow.
-    assert!(polls > 20, "{polls} polls during a post of {post:?}, the longest {longest:?}");
+    assert!(
+        polls > 20,
+        "{polls} polls during a post of {post:?}, the longest {longest:?}"
+    );
 }
 
 #[test]
@@ -362,13 +473,19 @@ fn dropping_transfers_under_way_is_safe() {
     }
     let p = pair(256 * BLOCK);
     for round in 0..200 {
-        let options = TransferOptions { notification: Some(b"dropped"), ..Default::default() };
+        let options = TransferOptions {
+            notification: Some(b"dropped"),
+            ..Default::default()
+        };
         let t = p.direct_with(Op::Read, (round % 256) * BLOCK, BLOCK, options);
         t.post(None).expect("post");
         drop(t);
     }
     p.a.close().expect("comes to rest");
-    assert_eq!(p.a_mem.bytes()[..200 * BLOCK], p.b_mem.bytes()[..200 * BLOCK]);
+    assert_eq!(
+        p.a_mem.bytes()[..200 * BLOCK],
+        p.b_mem.bytes()[..200 * BLOCK]
+    );
     // Each went on to its end, and told so.
     assert_eq!(messages(&p.b, 200).len(), 200);
 }
@@ -404,13 +521,23 @@ fn lists_and_transfers_outlive_the_agent_handle() {
         return;
     }
     let p = pair(8 * BLOCK);
-    let (local, remote) = (p.local_list(&p.a_mem.blocks(BLOCK)), p.remote_list(&p.b_mem.blocks(BLOCK)));
+    let (local, remote) = (
+        p.local_list(&p.a_mem.blocks(BLOCK)),
+        p.remote_list(&p.b_mem.blocks(BLOCK)),
+    );
     let none = TransferOptions::default();
-    let t = p.a.make_transfer(Op::Read, &*local, &[1], &*remote, &[1], none).expect("make");
-    let Pair { a, b, a_mem, b_mem, .. } = p;
+    let t =
+        p.a.make_transfer(Op::Read, &*local, &[1], &*remote, &[1], none)
+            .expect("make");
+    let Pair {
+        a, b, a_mem, b_mem, ..
+    } = p;
     drop(a);
     run(&t).expect("read");
-    assert_eq!(a_mem.bytes()[BLOCK..2 * BLOCK], b_mem.bytes()[BLOCK..2 * BLOCK]);
+    assert_eq!(
+        a_mem.bytes()[BLOCK..2 * BLOCK],
+        b_mem.bytes()[BLOCK..2 * BLOCK]
+    );
     drop((local, remote));
     run(&t).expect("read");
     drop(t);
@@ -431,8 +558,14 @@ fn a_closed_agent_refuses_work() {
     assert_eq!(status(t.post(None)), Status::InvalidState);
     assert_eq!(status(a.metadata()), Status::InvalidState);
     assert_eq!(status(a.notifications(&[])), Status::InvalidState);
-    assert_eq!(status(a.register(MemKind::Dram, &p.a_mem.reg(), &[])), Status::InvalidState);
+    assert_eq!(
+        status(a.register(MemKind::Dram, &p.a_mem.reg(), &[])),
+        Status::InvalidState
+    );
     assert_eq!(status(a.notify(&p.b_name, b"", None)), Status::InvalidState);
     let none = TransferOptions::default();
-    assert_eq!(status(a.make_transfer(Op::Read, &*list, &[0], &*list, &[0], none)), Status::InvalidState);
+    assert_eq!(
+        status(a.make_transfer(Op::Read, &*list, &[0], &*list, &[0], none)),
+        Status::InvalidState
+    );
 }

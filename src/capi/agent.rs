@@ -20,7 +20,7 @@ use super::output::{
 };
 use super::status::kvf_status;
 use super::transfer;
-use crate::agent::{Agent, NotificationFilter};
+use crate::agent::{Agent, MAX_METADATA, MAX_NOTIFICATION, NotificationFilter};
 use crate::error::{Error, Result};
 use crate::memory::MemKind;
 use crate::transport::{AgentOptions, BackendInfo, MetadataStore, Params, Progress, SyncMode};
@@ -455,7 +455,7 @@ pub unsafe extern "C" fn kvf_agent_add_remote(
         // SAFETY: the caller's contract.
         let (metadata, name) = unsafe {
             (
-                slice(metadata, metadata_len, "metadata")?,
+                bounded(metadata, metadata_len, MAX_METADATA, "metadata")?,
                 opt_out(name, "name")?,
             )
         };
@@ -651,7 +651,7 @@ pub unsafe extern "C" fn kvf_agent_notify(
         let (remote, payload, backend) = unsafe {
             (
                 text(remote, "remote")?,
-                slice(payload, payload_len, "payload")?,
+                bounded(payload, payload_len, MAX_NOTIFICATION, "payload")?,
                 opt_text(backend, "backend")?,
             )
         };
@@ -707,7 +707,7 @@ pub unsafe extern "C" fn kvf_agent_wait_notification(
         let (from, prefix, notifications) = unsafe {
             (
                 opt_text(from, "from")?,
-                slice(prefix, prefix_len, "prefix")?,
+                bounded(prefix, prefix_len, MAX_NOTIFICATION, "prefix")?,
                 out(notifications, "notifications")?,
             )
         };

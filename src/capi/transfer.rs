@@ -9,12 +9,12 @@ use super::agent::{AGENTS, kvf_agent};
 use super::guard::guard;
 use super::handle::Table;
 use super::input::{
-    MAX_RANGES, Plain, bounded, flag, opt_out, opt_text, options, out, slice, text, texts,
+    MAX_RANGES, Plain, bounded, flag, opt_out, opt_text, options, out, text, texts,
 };
 use super::memory::{kvf_mem_desc, kvf_strided_desc, mem_descs, strided_descs};
 use super::output::{self, kvf_buffer};
 use super::status::{KVF_OK, kvf_status};
-use crate::agent::{List, Transfer};
+use crate::agent::{List, MAX_NOTIFICATION, Transfer};
 use crate::error::{Error, Result};
 use crate::memory::MemKind;
 use crate::transport::{Descs, Op, Side, TransferOptions};
@@ -333,7 +333,12 @@ pub unsafe extern "C" fn kvf_transfer_post(
         // SAFETY: the caller's contract.
         let (notification, state) = unsafe {
             (
-                slice(notification, notification_len, "notification")?,
+                bounded(
+                    notification,
+                    notification_len,
+                    MAX_NOTIFICATION,
+                    "notification",
+                )?,
                 opt_out(state, "state")?,
             )
         };
@@ -569,7 +574,12 @@ unsafe fn transfer_options<'a>(ptr: *const kvf_transfer_options) -> Result<Check
     // SAFETY: by contract.
     let (notification, backends) = unsafe {
         (
-            slice(o.notification, o.notification_len, "options.notification")?,
+            bounded(
+                o.notification,
+                o.notification_len,
+                MAX_NOTIFICATION,
+                "options.notification",
+            )?,
             texts(o.backends, o.backends_len, "options.backends")?,
         )
     };

@@ -79,7 +79,7 @@ pub struct ListenOptions {
     /// How many clients are served at once, 1 to [`MAX_CONNECTIONS`]. Default: 256. What happens
     /// to more of them is the protocol's to say.
     pub max_connections: usize,
-    /// How long one client may take, from its connection to its last byte, at most
+    /// How long one client may take, from its connection to its end, at most
     /// [`MAX_TIMEOUT`]. It also bounds the look-up of a host name. Default: 5 s.
     pub timeout: Duration,
 }

@@ -32,13 +32,19 @@ pub fn have_nixl() -> bool {
 }
 
 pub fn library() -> Option<String> {
-    std::env::var("KVF_TEST_NIXL").ok().filter(|v| !v.is_empty())
+    std::env::var("KVF_TEST_NIXL")
+        .ok()
+        .filter(|v| !v.is_empty())
 }
 
 /// A name that no other test uses.
 pub fn unique(name: &str) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
-    format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "{name}-{}-{}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 pub fn options(name: &str) -> AgentOptions {
@@ -83,7 +89,11 @@ impl Buffer {
     }
     pub fn at(&self, offset: usize, len: usize) -> MemDesc {
         assert!(offset + len <= self.0.len());
-        MemDesc { addr: self.0.as_ptr() as u64 + offset as u64, len: len as u64, device: 0 }
+        MemDesc {
+            addr: self.0.as_ptr() as u64 + offset as u64,
+            len: len as u64,
+            device: 0,
+        }
     }
     pub fn reg(&self) -> Vec<RegDesc> {
         vec![self.all().into()]
@@ -91,10 +101,15 @@ impl Buffer {
     /// What is in it now; read as volatile, since transfers write behind the compiler's back.
     pub fn bytes(&self) -> Vec<u8> {
         // SAFETY: every byte is in the box.
-        self.0.iter().map(|b| unsafe { std::ptr::read_volatile(b) }).collect()
+        self.0
+            .iter()
+            .map(|b| unsafe { std::ptr::read_volatile(b) })
+            .collect()
     }
     pub fn blocks(&self, size: usize) -> Vec<MemDesc> {
-        (0..self.0.len() / size).map(|i| self.at(i * size, size)).collect()
+        (0..self.0.len() / size)
+            .map(|i| self.at(i * size, size))
+            .collect()
     }
 }
 
@@ -110,7 +125,10 @@ pub fn wait<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = condition() {
             return found;
         }
-        assert!(begin.elapsed() < LIMIT, "{what} did not happen within {LIMIT:?}");
+        assert!(
+            begin.elapsed() < LIMIT,
+            "{what} did not happen within {LIMIT:?}"
+        );
         std::thread::sleep(Duration::from_micros(50));
     }
 }
@@ -160,11 +178,28 @@ pub fn pair_with(len: usize, change: impl Fn(&mut AgentOptions)) -> Pair {
     };
     let (a, b) = (make(&a_name), make(&b_name));
     let (a_mem, b_mem) = (Buffer::zeroed(len), Buffer::new(len, pattern(1)));
-    a.register(MemKind::Dram, &a_mem.reg(), &[]).expect("register");
-    b.register(MemKind::Dram, &b_mem.reg(), &[]).expect("register");
-    assert_eq!(a.add_remote(&b.metadata().expect("metadata")).expect("load"), b_name);
-    assert_eq!(b.add_remote(&a.metadata().expect("metadata")).expect("load"), a_name);
-    Pair { a, b, a_name, b_name, a_mem, b_mem }
+    a.register(MemKind::Dram, &a_mem.reg(), &[])
+        .expect("register");
+    b.register(MemKind::Dram, &b_mem.reg(), &[])
+        .expect("register");
+    assert_eq!(
+        a.add_remote(&b.metadata().expect("metadata"))
+            .expect("load"),
+        b_name
+    );
+    assert_eq!(
+        b.add_remote(&a.metadata().expect("metadata"))
+            .expect("load"),
+        a_name
+    );
+    Pair {
+        a,
+        b,
+        a_name,
+        b_name,
+        a_mem,
+        b_mem,
+    }
 }
 
 pub fn pair(len: usize) -> Pair {
@@ -186,15 +221,21 @@ impl Pair {
     ) -> Arc<dyn Transfer> {
         let (l, r) = (self.a_mem.at(offset, len), self.b_mem.at(offset, len));
         let (l, r) = ((MemKind::Dram, &[l][..]), (MemKind::Dram, &[r][..]));
-        self.a.create_transfer(op, l, r, &self.b_name, options).expect("a transfer")
+        self.a
+            .create_transfer(op, l, r, &self.b_name, options)
+            .expect("a transfer")
     }
 
     pub fn local_list(&self, descs: &[MemDesc]) -> Arc<dyn PreparedList> {
-        self.a.prepare(Side::Local, MemKind::Dram, Descs::Flat(descs), &[]).expect("local list")
+        self.a
+            .prepare(Side::Local, MemKind::Dram, Descs::Flat(descs), &[])
+            .expect("local list")
     }
 
     pub fn remote_list(&self, descs: &[MemDesc]) -> Arc<dyn PreparedList> {
         let side = Side::Remote(&self.b_name);
-        self.a.prepare(side, MemKind::Dram, Descs::Flat(descs), &[]).expect("remote list")
+        self.a
+            .prepare(side, MemKind::Dram, Descs::Flat(descs), &[])
+            .expect("remote list")
     }
 }

@@ -1,7 +1,7 @@
 //! One message on the wire: a 4-byte big-endian length, then that many bytes.
 
 use std::fmt;
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 
 use crate::error::{Error, Result, Status, bail};
 
@@ -58,8 +58,8 @@ pub struct MessageReader {
     max: usize,
     header: [u8; HEADER],
     header_read: usize,
-    /// Known once the header is whole.
-    length: usize,
+    /// Known, and known to be within `max`, once the header is whole.
+    length: Option<usize>,
     payload: Vec<u8>,
 }
 
@@ -70,7 +70,7 @@ impl MessageReader {
             max,
             header: [0; HEADER],
             header_read: 0,
-            length: 0,
+            length: None,
             payload: Vec::new(),
         }
     }
@@ -82,56 +82,39 @@ impl MessageReader {
     /// ends or the connection breaks first; `ResourceExhausted` without memory; otherwise the
     /// source's own error. The message has what came and what was due.
     pub fn step(&mut self, source: &mut impl Read) -> Result<Step> {
-        let got = if self.header_read < HEADER {
-            self.read_header(source)
-        } else if self.payload.len() < self.length {
-            let left = (self.length - self.payload.len()).min(STEP);
-            let before = self.payload.len();
-            // Appends without filling first, keeps what came before an error, and reports rather
-            // than aborts when there is no memory.
-            let result = source.take(left as u64).read_to_end(&mut self.payload);
-            match result {
-                Err(e) if e.kind() == ErrorKind::WouldBlock && self.payload.len() > before => Ok(1),
-                other => other,
-            }
-        } else {
-            return Ok(Step::Complete);
+        let Some(length) = self.length else {
+            return self.step_header(source);
         };
-        match got {
-            Ok(0) => bail!(Status::PeerLost, "the connection ended after {self}"),
-            Ok(_) => {}
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(Step::WouldBlock),
-            Err(e) if e.kind() == ErrorKind::Interrupted => return Ok(Step::Advanced),
-            Err(e) => {
-                return Err(Error::from_io(
-                    format_args!("the connection broke after {self}"),
-                    &e,
-                ));
-            }
+        let left = length - self.payload.len();
+        if left == 0 {
+            return Ok(Step::Complete);
         }
+        let before = self.payload.len();
+        // Appends without filling first, keeps what came before an error, and reports rather than
+        // aborts when there is no memory.
+        let outcome = source
+            .take(left.min(STEP) as u64)
+            .read_to_end(&mut self.payload);
+        match outcome {
+            _ if self.payload.len() == length => Ok(Step::Complete),
+            Ok(1..) => Ok(Step::Advanced),
+            // A failure is reported although bytes came before it: a socket tells it only once.
+            Err(e) if e.kind() == ErrorKind::WouldBlock && self.payload.len() > before => {
+                Ok(Step::Advanced)
+            }
+            outcome => self.without_bytes(outcome),
+        }
+    }
+
+    fn step_header(&mut self, source: &mut impl Read) -> Result<Step> {
+        let outcome = source.read(&mut self.header[self.header_read..]);
+        let Ok(n @ 1..) = outcome else {
+            return self.without_bytes(outcome);
+        };
+        self.header_read += n;
         if self.header_read < HEADER {
             return Ok(Step::Advanced);
         }
-        self.length = self.announced()?;
-        Ok(if self.payload.len() == self.length {
-            Step::Complete
-        } else {
-            Step::Advanced
-        })
-    }
-
-    /// The payload of a complete message; before that, what there is of it.
-    pub fn into_payload(self) -> Vec<u8> {
-        self.payload
-    }
-
-    fn read_header(&mut self, source: &mut impl Read) -> std::io::Result<usize> {
-        let n = source.read(&mut self.header[self.header_read..])?;
-        self.header_read += n;
-        Ok(n)
-    }
-
-    fn announced(&self) -> Result<usize> {
         let length = u32::from_be_bytes(self.header) as usize;
         if length > self.max {
             bail!(
@@ -140,17 +123,39 @@ impl MessageReader {
                 self.max
             );
         }
-        Ok(length)
+        self.length = Some(length);
+        Ok(if length == 0 {
+            Step::Complete
+        } else {
+            Step::Advanced
+        })
+    }
+
+    /// What it means that a read brought nothing.
+    fn without_bytes(&self, outcome: io::Result<usize>) -> Result<Step> {
+        match outcome {
+            Ok(_) => bail!(Status::PeerLost, "the connection ended after {self}"),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(Step::WouldBlock),
+            Err(e) if e.kind() == ErrorKind::Interrupted => Ok(Step::Advanced),
+            Err(e) => Err(Error::from_io(
+                format_args!("the connection broke after {self}"),
+                &e,
+            )),
+        }
+    }
+
+    /// The payload of a complete message; before that, what there is of it.
+    pub fn into_payload(self) -> Vec<u8> {
+        self.payload
     }
 }
 
 /// How far it has come, such as `2 of 4 length bytes` or `10 of 100 bytes`.
 impl fmt::Display for MessageReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.header_read < HEADER {
-            write!(f, "{} of {HEADER} length bytes", self.header_read)
-        } else {
-            write!(f, "{} of {} bytes", self.payload.len(), self.length)
+        match self.length {
+            Some(length) => write!(f, "{} of {length} bytes", self.payload.len()),
+            None => write!(f, "{} of {HEADER} length bytes", self.header_read),
         }
     }
 }

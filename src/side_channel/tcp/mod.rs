@@ -31,23 +31,28 @@
 //!
 //! A newcomer takes the place of the client that loses least by it:
 //! 1. the one that was sent its whole message longest ago and only lingers; else
-//! 2. the slowest, by bytes per second since it connected, of those that have had 250 ms.
+//! 2. the slowest of those that have had 250 ms, when at its rate it would not be done by its
+//!    deadline anyway, or when every client has had 250 ms.
 //!
-//! While every place belongs to a client younger than that, newcomers wait in the kernel's queue.
+//! The rate is bytes per second, not counting the first 50 ms: the sockets' buffers take those
+//! bytes whether the client reads or not. In the remaining case newcomers wait in the kernel's
+//! queue, for at most 250 ms, until the youngest has had its time.
+//!
 //! Metadata of usual size fits the socket's buffer whole, so that (1) always applies and no client
-//! is ever cut short; silent and crawling clients cannot shut out the others in either case.
+//! is ever cut short. Silent and crawling clients cannot shut out the others in either case.
 
 use std::mem;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle, ThreadId};
 
 use super::net::{self, Deadline, Endpoint, Waker};
 use super::{ListenOptions, SideChannel};
 use crate::error::{Error, Result, Status, bail};
+use crate::sync::lock;
 
 mod client;
 pub mod frame;
@@ -82,8 +87,7 @@ struct Shared {
 
 impl Shared {
     fn message(&self) -> MutexGuard<'_, Arc<Vec<u8>>> {
-        // Assigning or cloning an Arc cannot panic half-way, so a poisoned lock holds no harm.
-        self.message.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.message)
     }
 }
 
@@ -106,7 +110,7 @@ impl TcpSideChannel {
         });
         let server = server::Server::new(listener, address, shared.clone(), options);
         let thread = net::spawn("kvf-side-tcp", move || server.run())?;
-        if !address.ip().is_loopback() {
+        if !address.ip().to_canonical().is_loopback() {
             log::warn!(
                 "the side channel listens on {address}, which is not loopback: \
                  whoever can connect to it can read this engine's metadata"
@@ -173,7 +177,7 @@ impl SideChannel for TcpSideChannel {
             return;
         }
         // Held while joining, so that a second caller returns no earlier than the first.
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = lock(&self.thread);
         if let Some(thread) = thread.take() {
             // An error is a panic that the thread has ended with; its sockets are closed.
             let _ = thread.join();

@@ -28,6 +28,10 @@ const ACCEPT_BUDGET: usize = 64;
 /// How long a client is safe from being displaced by a newcomer.
 const GRACE: Duration = Duration::from_millis(250);
 
+/// What a client takes in this time says nothing about its rate: the sockets' buffers take it,
+/// whether the client reads or not.
+const SETTLE: Duration = Duration::from_millis(50);
+
 /// How long to leave the queue alone when the system has no descriptor or memory to accept with.
 const BACKOFF: Duration = Duration::from_millis(100);
 
@@ -112,20 +116,25 @@ impl Server {
         if self.clients.len() < self.max_connections || self.to_displace(now).is_some() {
             return None;
         }
-        self.clients.first().map(|oldest| oldest.since + GRACE)
+        // The answer may change when the next client comes of age; then it will be asked again.
+        let of_age = self.clients.iter().map(|c| c.since + GRACE);
+        of_age.filter(|at| *at > now).min()
     }
 
-    /// The client that loses least when a newcomer takes its place, if there is one.
+    /// The client that loses least when a newcomer takes its place, if there is one. The module's
+    /// documentation has the rule.
     fn to_displace(&self, now: Instant) -> Option<usize> {
         if let Some(lingering) = self.clients.iter().position(Client::is_sent) {
             return Some(lingering);
         }
-        self.clients
+        let (i, slowest) = self
+            .clients
             .iter()
             .enumerate()
-            .filter(|(_, c)| now.saturating_duration_since(c.since) >= GRACE)
-            .min_by(|(_, a), (_, b)| a.rate(now).total_cmp(&b.rate(now)))
-            .map(|(i, _)| i)
+            .filter(|(_, c)| c.is_of_age(now))
+            .min_by(|(_, a), (_, b)| a.rate(now).total_cmp(&b.rate(now)))?;
+        let youngest = self.clients.last()?;
+        (slowest.will_be_late(now) || youngest.is_of_age(now)).then_some(i)
     }
 
     fn accept(&mut self) {
@@ -159,6 +168,7 @@ impl Server {
             stream,
             message: self.shared.message().clone(),
             sent: 0,
+            settled: 0,
             discarded: 0,
             since: now,
             deadline: now + self.timeout,
@@ -217,6 +227,8 @@ struct Client {
     stream: TcpStream,
     message: Arc<Vec<u8>>,
     sent: usize,
+    /// What had been sent at [`SETTLE`].
+    settled: usize,
     discarded: usize,
     since: Instant,
     deadline: Instant,
@@ -237,9 +249,21 @@ impl Client {
         pollfd(self.stream.as_raw_fd(), events)
     }
 
-    /// Bytes per second since the client connected.
+    fn is_of_age(&self, now: Instant) -> bool {
+        now >= self.since + GRACE
+    }
+
+    /// Bytes per second since [`SETTLE`]; for clients that are of age.
     fn rate(&self, now: Instant) -> f64 {
-        self.sent as f64 / now.saturating_duration_since(self.since).as_secs_f64()
+        let time = now.saturating_duration_since(self.since + SETTLE);
+        (self.sent - self.settled) as f64 / time.as_secs_f64()
+    }
+
+    /// Whether, at its rate, the client will not have the whole message at its deadline.
+    fn will_be_late(&self, now: Instant) -> bool {
+        let left = (self.message.len() - self.sent) as f64;
+        let time = self.deadline.saturating_duration_since(now);
+        self.rate(now) * time.as_secs_f64() < left
     }
 
     /// Does what can be done without waiting. False when the connection is to be closed.
@@ -267,8 +291,12 @@ impl Client {
                 Ok(0) => return false,
                 Ok(n) => self.sent += n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return e.kind() == ErrorKind::WouldBlock,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => return false,
             }
+        }
+        if self.since.elapsed() < SETTLE {
+            self.settled = self.sent;
         }
         true
     }
@@ -277,7 +305,7 @@ impl Client {
     fn discard(&mut self) -> bool {
         let mut scratch = [0; 8 << 10];
         let mut budget = DISCARD_BUDGET;
-        while budget > 0 {
+        while budget > 0 && self.discarded <= DISCARD_LIMIT {
             match self.stream.read(&mut scratch) {
                 Ok(0) => return false,
                 Ok(n) => {

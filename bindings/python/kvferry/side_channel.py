@@ -1,0 +1,130 @@
+"""How metadata gets from one process to another: a listener that hands it out, and a request."""
+
+from __future__ import annotations
+
+import weakref
+from ctypes import c_uint8, c_uint16, c_uint64, sizeof
+from typing import NamedTuple
+
+from . import _convert, errors
+from ._ffi import kvf_buffer, kvf_side_channel_options, lib
+from .agent import _port, _u32
+
+__all__ = ["Address", "SideChannel", "request_metadata"]
+
+
+class Address(NamedTuple):
+    """Where a listener is."""
+
+    host: str
+    port: int
+
+
+class SideChannel:
+    """A listener that gives metadata to whoever asks, from a thread of its own.
+
+    Args:
+        metadata: Any bytes; copied.
+        port: 0 lets the system choose; :attr:`address` tells.
+        host: Address or name to listen on. Anything that other hosts can reach must be asked for:
+            metadata is not authenticated.
+        timeout: How long one client may take, in seconds.
+        max_connections: Clients served at once; 0 is the default, 256.
+        max_message_bytes: Longest metadata; 0 is the default, 64 MiB.
+
+    A context manager; closed at the latest when collected.
+    """
+
+    def __init__(
+        self,
+        metadata: bytes,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        *,
+        timeout: float = 5.0,
+        max_connections: int = 0,
+        max_message_bytes: int = 0,
+        kind: str = "tcp",
+    ):
+        options = kvf_side_channel_options(
+            sizeof(kvf_side_channel_options),
+            max_connections=_u32(max_connections, "max_connections"),
+            kind=_convert.text(kind, "kind"),
+            host=_convert.text(host, "host"),
+            max_message_bytes=_u64(max_message_bytes, "max_message_bytes"),
+            timeout_ms=_timeout(timeout),
+            port=_port(port),
+        )
+        handle = c_uint64()
+        errors.check(
+            lib.kvf_side_channel_listen(options, *_convert.payload(metadata, "metadata"), handle)
+        )
+        self._handle = handle.value
+        self._finalizer = weakref.finalize(self, lib.kvf_side_channel_shutdown, self._handle)
+
+    def __enter__(self) -> SideChannel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+        host, port = kvf_buffer(), c_uint16()
+        errors.check(lib.kvf_side_channel_address(self._handle, host, port))
+        return Address(_convert.take_buffer(host).decode(), port.value)
+
+    @property
+    def running(self) -> bool:
+        """Whether clients are being served."""
+        if not self._finalizer.alive:
+            return False
+        running = c_uint8()
+        errors.check(lib.kvf_side_channel_is_running(self._handle, running))
+        return bool(running.value)
+
+    def set_metadata(self, metadata: bytes) -> None:
+        """Replaces the metadata for clients that connect from now on; none gets a mixture."""
+        errors.check(
+            lib.kvf_side_channel_set_metadata(self._handle, *_convert.payload(metadata, "metadata"))
+        )
+
+    def close(self) -> None:
+        """Stops the listener and frees the port. Harmless when repeated."""
+        if self._finalizer.detach():
+            errors.check(lib.kvf_side_channel_shutdown(self._handle))
+
+
+def request_metadata(
+    host: str, port: int, timeout: float = 5.0, *, max_bytes: int = 0, kind: str = "tcp"
+) -> bytes:
+    """Asks a listener for its metadata. It tries once.
+
+    Args:
+        timeout: For everything: look-up, connection, every byte; in seconds.
+        max_bytes: Longest answer that is accepted; 0 is the default, 64 MiB.
+
+    Raises:
+        TimeoutError: it takes longer.
+        PeerLostError: nobody listens, or the answer breaks off.
+    """
+    blob = kvf_buffer()
+    errors.check(
+        lib.kvf_side_channel_request(
+            _convert.text(kind, "kind"), _convert.text(host, "host"), _port(port),
+            _timeout(timeout), _u64(max_bytes, "max_bytes"), blob,
+        )
+    )
+    return _convert.take_buffer(blob)
+
+
+def _timeout(seconds: float) -> int:
+    # To C, 0 is the default; nobody who says 0 here means five seconds.
+    return max(_convert.milliseconds(seconds, "timeout"), 1)
+
+
+def _u64(value: int, what: str) -> int:
+    if not 0 <= value < 2**64:
+        raise errors.InvalidArgumentError(f"{what} is {value}; it must be 0 to 2**64-1")
+    return value

@@ -1,0 +1,122 @@
+//! What the kernel says about this process's own memory.
+//!
+//! A copy within the process is a plain memcpy, and a wrong address would end the host process. So
+//! ranges are looked up in `/proc/self/maps` when they are registered: what is not mapped or not
+//! readable is refused there, and what is not writable is remembered as such. The price is one read
+//! of that file per call, whatever the size of the ranges.
+
+use super::ranges::Span;
+
+/// One mapping of the process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Mapping {
+    span: Span,
+    readable: bool,
+    writable: bool,
+}
+
+/// The mappings of this process at one moment.
+pub(super) struct Mapped {
+    /// Sorted by start; `None` where the system does not tell (no `/proc`).
+    mappings: Option<Vec<Mapping>>,
+}
+
+/// What can be done with a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Access {
+    /// All of it can be read and written.
+    ReadWrite,
+    /// All of it can be read, some of it not written.
+    ReadOnly,
+    /// The byte at this address cannot be read.
+    Missing(u64),
+}
+
+impl Mapped {
+    /// Asks the kernel.
+    pub fn now() -> Mapped {
+        let mappings = std::fs::read_to_string("/proc/self/maps")
+            .ok()
+            .map(|text| parse(&text));
+        Mapped { mappings }
+    }
+
+    /// What can be done with `span`. Where the kernel does not tell, the caller is trusted.
+    pub fn access(&self, span: Span) -> Access {
+        let Some(mappings) = &self.mappings else {
+            return Access::ReadWrite;
+        };
+        let mut next = span.start;
+        let mut writable = true;
+        let first = mappings.partition_point(|m| m.span.end <= span.start);
+        for mapping in &mappings[first..] {
+            if mapping.span.start > next || !mapping.readable {
+                break;
+            }
+            writable &= mapping.writable;
+            next = mapping.span.end.max(next);
+            if next >= span.end {
+                return if writable {
+                    Access::ReadWrite
+                } else {
+                    Access::ReadOnly
+                };
+            }
+        }
+        Access::Missing(next)
+    }
+}
+
+/// Lines of `/proc/self/maps`: `start-end perms …`, in ascending order.
+fn parse(text: &str) -> Vec<Mapping> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let (start, end) = words.next()?.split_once('-')?;
+            let perms = words.next()?.as_bytes();
+            let span = Span {
+                start: u64::from_str_radix(start, 16).ok()?,
+                end: u64::from_str_radix(end, 16).ok()?,
+            };
+            Some(Mapping {
+                span,
+                readable: perms.first() == Some(&b'r'),
+                writable: perms.get(1) == Some(&b'w'),
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_and_rights_are_seen() {
+        let text = "1000-2000 rw-p 0 00:00 0\n2000-3000 r--p 0 00:00 0 /lib/x\n\
+                    4000-5000 rw-p 0 00:00 0 [heap]\n5000-6000 ---p 0 00:00 0\n";
+        let mapped = Mapped {
+            mappings: Some(parse(text)),
+        };
+        let at = |start, end| mapped.access(Span { start, end });
+        assert_eq!(at(0x1000, 0x2000), Access::ReadWrite);
+        assert_eq!(at(0x1800, 0x3000), Access::ReadOnly);
+        assert_eq!(at(0x2800, 0x3001), Access::Missing(0x3000));
+        assert_eq!(at(0xfff, 0x1001), Access::Missing(0xfff));
+        assert_eq!(at(0x4800, 0x5800), Access::Missing(0x5000));
+        assert_eq!(at(0x9000, 0x9001), Access::Missing(0x9000));
+    }
+
+    #[test]
+    fn this_process_is_mapped() {
+        let data = vec![0u8; 1 << 20];
+        let start = data.as_ptr() as u64;
+        let mapped = Mapped::now();
+        let end = start + data.len() as u64;
+        assert_eq!(mapped.access(Span { start, end }), Access::ReadWrite);
+        assert_eq!(
+            mapped.access(Span { start: 16, end: 32 }),
+            Access::Missing(16)
+        );
+    }
+}

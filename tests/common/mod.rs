@@ -1,0 +1,4 @@
+//! Shared by the integration tests of layout and plan.
+
+pub mod sim;
+pub mod verify;

@@ -1,0 +1,7 @@
+//! The side channel, over real sockets on loopback.
+
+mod frames;
+mod listener;
+mod oracle;
+mod requests;
+mod support;
