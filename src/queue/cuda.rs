@@ -61,7 +61,9 @@ impl Contexts {
             }
         };
         // SAFETY: the context was retained from this driver and is released only on drop.
-        check("cuCtxSetCurrent", device, unsafe { (driver.set_current)(context) })?;
+        check("cuCtxSetCurrent", device, unsafe {
+            (driver.set_current)(context)
+        })?;
         self.current = Some(device);
         Ok(())
     }
@@ -82,21 +84,31 @@ impl Drop for Contexts {
 
 fn retain(driver: &Driver, device: u64) -> Result<(CuDevice, CuContext)> {
     let Ok(ordinal) = c_int::try_from(device) else {
-        bail!(Status::InvalidArgument, "CUDA device {device} is not an ordinal");
+        bail!(
+            Status::InvalidArgument,
+            "CUDA device {device} is not an ordinal"
+        );
     };
     let mut cu_device: CuDevice = 0;
     // SAFETY: the driver is initialised; the output is a valid place.
-    check("cuDeviceGet", device, unsafe { (driver.device_get)(&mut cu_device, ordinal) })?;
+    check("cuDeviceGet", device, unsafe {
+        (driver.device_get)(&mut cu_device, ordinal)
+    })?;
     let mut context: CuContext = std::ptr::null_mut();
     // SAFETY: as above.
-    check("cuDevicePrimaryCtxRetain", device, unsafe { (driver.retain)(&mut context, cu_device) })?;
+    check("cuDevicePrimaryCtxRetain", device, unsafe {
+        (driver.retain)(&mut context, cu_device)
+    })?;
     Ok((cu_device, context))
 }
 
 fn check(call: &str, device: u64, result: CuResult) -> Result<()> {
     match result {
         0 => Ok(()),
-        code => bail!(Status::Backend, "{call} of CUDA device {device} failed with CUresult {code}"),
+        code => bail!(
+            Status::Backend,
+            "{call} of CUDA device {device} failed with CUresult {code}"
+        ),
     }
 }
 
@@ -104,7 +116,10 @@ fn check(call: &str, device: u64, result: CuResult) -> Result<()> {
 fn open() -> Result<Driver> {
     let name = std::env::var(LIBRARY_VARIABLE).unwrap_or_else(|_| "libcuda.so.1".to_owned());
     let Ok(c_name) = CString::new(name.as_str()) else {
-        bail!(Status::InvalidArgument, "{LIBRARY_VARIABLE} {name:?} contains a NUL");
+        bail!(
+            Status::InvalidArgument,
+            "{LIBRARY_VARIABLE} {name:?} contains a NUL"
+        );
     };
     // SAFETY: opening runs the library's initialisers, which is what loading the driver means.
     let library = unsafe { libc::dlopen(c_name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
@@ -149,7 +164,11 @@ fn symbol(library: *mut c_void, name: &CStr) -> Result<*mut c_void> {
     // SAFETY: the library is open and the name ends with a NUL.
     let address = unsafe { libc::dlsym(library, name.as_ptr().cast::<c_char>()) };
     if address.is_null() {
-        bail!(Status::NoBackend, "the CUDA driver has no {}", name.to_string_lossy());
+        bail!(
+            Status::NoBackend,
+            "the CUDA driver has no {}",
+            name.to_string_lossy()
+        );
     }
     Ok(address)
 }
@@ -161,5 +180,7 @@ fn dl_error() -> String {
         return "unknown error".to_owned();
     }
     // SAFETY: as above.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(text) }
+        .to_string_lossy()
+        .into_owned()
 }

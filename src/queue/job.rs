@@ -35,7 +35,12 @@ struct Lists {
 
 impl OwnedRequest {
     pub(super) fn copy(s: &Submission<'_>) -> Self {
-        let total = s.request.groups.iter().map(|g| g.local.len() + g.remote.len()).sum();
+        let total = s
+            .request
+            .groups
+            .iter()
+            .map(|g| g.local.len() + g.remote.len())
+            .sum();
         let mut ids = Vec::with_capacity(total);
         for g in s.request.groups {
             ids.extend_from_slice(g.local);
@@ -75,7 +80,10 @@ impl OwnedRequest {
                 remote_first: g.remote_first,
             })
             .collect();
-        self.plan.runs(&Request { groups: &groups, tokens: self.tokens })
+        self.plan.runs(&Request {
+            groups: &groups,
+            tokens: self.tokens,
+        })
     }
 }
 
@@ -102,6 +110,8 @@ pub(super) enum Step {
 struct Flying {
     transfer: Transfer,
     bytes: u64,
+    /// Index of the peer.
+    peer: u32,
 }
 
 /// A request from its submission to its completion.
@@ -132,7 +142,10 @@ impl Job {
             turn: 0,
             flying: Vec::new(),
             failure: None,
-            record: Record { submitted_ns: monotonic_ns(), ..Record::default() },
+            record: Record {
+                submitted_ns: monotonic_ns(),
+                ..Record::default()
+            },
         }
     }
 
@@ -157,7 +170,10 @@ impl Job {
         match catch_unwind(AssertUnwindSafe(|| self.advance(tools))) {
             Ok(step) => step,
             Err(_) => {
-                self.fail(Error::new(Status::Internal, "a panic while the request was carried out"));
+                self.fail(Error::new(
+                    Status::Internal,
+                    "a panic while the request was carried out",
+                ));
                 Step::Waiting
             }
         }
@@ -166,7 +182,7 @@ impl Job {
     /// Does a little: looks at what is under way, posts at most one slice.
     fn advance(&mut self, tools: &mut Tools<'_>) -> Step {
         let mut moved = self.look();
-        if self.failure.is_none() && self.deadline.is_some_and(|d| Instant::now() >= d) {
+        if self.failure.is_none() && !self.is_through() && self.is_late() {
             self.fail(self.late());
             moved = true;
         }
@@ -191,11 +207,20 @@ impl Job {
         if moved { Step::Moved } else { Step::Waiting }
     }
 
+    /// Whether all bytes are in: it is too late for a deadline then.
+    fn is_through(&self) -> bool {
+        self.runs.is_some() && self.record.bytes == self.record.total_bytes
+    }
+
+    fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|d| Instant::now() >= d)
+    }
+
     /// Takes out the slices that have come to rest; whether there were any.
     fn look(&mut self) -> bool {
         let before = self.flying.len();
         let mut failure = None;
-        let record = &mut self.record;
+        let (record, agents) = (&mut self.record, &self.request.agents);
         self.flying.retain(|f| match f.transfer.state() {
             Ok(TransferState::InProgress) => true,
             Ok(TransferState::Done) => {
@@ -203,7 +228,7 @@ impl Job {
                 false
             }
             Err(e) => {
-                failure.get_or_insert(e);
+                failure.get_or_insert_with(|| with_peer(e, &agents[f.peer as usize]));
                 false
             }
         });
@@ -231,7 +256,9 @@ impl Job {
 
     /// Posts the next slice of the slicer whose turn it is.
     fn post_one(&mut self, tools: &mut Tools<'_>) -> Result<()> {
-        let Some(runs) = self.runs.clone() else { return Ok(()) };
+        let Some(runs) = self.runs.clone() else {
+            return Ok(());
+        };
         let limits = Limits {
             bytes: tools.options.slice_bytes,
             descriptors: tools.options.slice_descriptors,
@@ -247,7 +274,7 @@ impl Job {
         let name = &self.request.agents[batch.peer as usize];
         let transfer = self
             .create(tools, &batch, name)
-            .map_err(|e| e.context(format_args!("transfer with \"{name}\"")))?;
+            .map_err(|e| with_peer(e, name))?;
         if self.record.slices == 0 {
             self.record.posted_ns = self.elapsed_ns();
             self.record.backend = transfer.backend().unwrap_or_default();
@@ -257,8 +284,12 @@ impl Job {
         let bytes = tools.slice.bytes;
         match state {
             Ok(TransferState::Done) => self.record.bytes += bytes,
-            Ok(TransferState::InProgress) => self.flying.push(Flying { transfer, bytes }),
-            Err(e) => return Err(e.context(format_args!("transfer with \"{name}\""))),
+            Ok(TransferState::InProgress) => self.flying.push(Flying {
+                transfer,
+                bytes,
+                peer: batch.peer,
+            }),
+            Err(e) => return Err(with_peer(e, name)),
         }
         Ok(())
     }
@@ -297,28 +328,35 @@ impl Job {
     }
 
     fn notify(&self, agent: &Agent) -> Vec<(String, Error)> {
-        let Some(payload) = &self.request.notification else { return Vec::new() };
+        let Some(payload) = &self.request.notification else {
+            return Vec::new();
+        };
         let peers = self.request.plan.peers().iter().zip(&self.request.agents);
         peers
             .filter(|(peer, _)| peer.role != PeerRole::Idle)
             .filter_map(|(_, name)| {
                 let e = agent.notify(name, payload, None).err()?;
-                log::warn!("ticket {}: \"{name}\" could not be notified: {e}", self.ticket);
+                log::warn!(
+                    "ticket {}: \"{name}\" could not be notified: {e}",
+                    self.ticket
+                );
                 Some((name.clone(), e))
             })
             .collect()
     }
 
     fn late(&self) -> Error {
-        let limit = self.request.deadline.unwrap_or_default();
+        let limit = self.request.deadline.unwrap_or_default().as_millis();
+        let progress = match self.runs {
+            None => "before the request was begun".to_owned(),
+            Some(_) => format!(
+                "with {} of {} bytes in place",
+                self.record.bytes, self.record.total_bytes
+            ),
+        };
         Error::new(
             Status::Timeout,
-            format!(
-                "the deadline of {} ms has passed with {} of {} bytes in place",
-                limit.as_millis(),
-                self.record.bytes,
-                self.record.total_bytes
-            ),
+            format!("the deadline of {limit} ms has passed {progress}"),
         )
     }
 
@@ -328,6 +366,10 @@ impl Job {
     }
 }
 
+fn with_peer(e: Error, name: &str) -> Error {
+    e.context(format_args!("transfer with \"{name}\""))
+}
+
 /// The device whose context a post needs, if this side's memory is on one.
 fn gpu(batch: &Batch, slice: &Slice) -> Option<u64> {
     let device = slice.local.first().map(|d| d.device);
@@ -335,7 +377,10 @@ fn gpu(batch: &Batch, slice: &Slice) -> Option<u64> {
 }
 
 fn monotonic_ns() -> u64 {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut t = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: a valid place; this clock always exists on Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64

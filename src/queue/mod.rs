@@ -27,7 +27,7 @@
 //! `worker` is the thread, `cuda` its device context.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ use crossbeam_channel::{Sender, unbounded};
 use crate::agent::{Agent, MAX_NOTIFICATION};
 use crate::error::{Error, Result, Status, bail};
 use crate::plan::{PeerRole, Plan, Request};
-use crate::sync::lock;
+use crate::sync::{lock, read, write};
 use crate::threads;
 
 mod cuda;
@@ -71,7 +71,11 @@ impl QueueOptions {
         let or = |value: usize, default: usize| if value == 0 { default } else { value };
         QueueOptions {
             capacity: or(self.capacity, 4096),
-            slice_bytes: if self.slice_bytes == 0 { 8 << 20 } else { self.slice_bytes },
+            slice_bytes: if self.slice_bytes == 0 {
+                8 << 20
+            } else {
+                self.slice_bytes
+            },
             slice_descriptors: or(self.slice_descriptors, 1024),
             slices_in_flight: or(self.slices_in_flight, 4),
         }
@@ -184,14 +188,21 @@ struct Shared {
     outstanding: AtomicUsize,
 }
 
-/// A background thread that runs transfers of one agent. May be used from any thread.
+/// A background thread that runs transfers of one agent. May be used from any thread, and only in the
+/// process that created it: threads do not survive a fork.
 pub struct Queue {
     commands: Sender<Command>,
     shared: Arc<Shared>,
     next_ticket: AtomicU64,
+    /// Whether requests are accepted. Held for reading while one is sent and for writing while the
+    /// queue is closed, so that whatever is accepted lies in front of the command to close.
+    open: RwLock<bool>,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
-    /// Threads do not survive a fork; a child that drops its copy must not wait for one.
+    /// A child that drops its copy must not wait for a thread that it does not have.
     owner: u32,
+    /// So that the agent is not closed on the queue's thread, which would make [`Queue::close`] wait
+    /// for as long as the agent likes.
+    _agent: Arc<Agent>,
 }
 
 impl Queue {
@@ -204,14 +215,16 @@ impl Queue {
             outstanding: AtomicUsize::new(0),
         });
         let (commands, inbox) = unbounded();
-        let worker = Worker::new(agent, shared.clone(), inbox);
+        let worker = Worker::new(agent.clone(), shared.clone(), inbox);
         let thread = threads::spawn("kvf-queue", move || worker.run())?;
         Ok(Queue {
             commands,
             shared,
             next_ticket: AtomicU64::new(1),
+            open: RwLock::new(true),
             thread: Mutex::new(Some(thread)),
             owner: std::process::id(),
+            _agent: agent,
         })
     }
 
@@ -221,35 +234,62 @@ impl Queue {
     /// # Errors
     /// `Busy`: as many requests as the queue holds are outstanding; poll. `InvalidArgument`: the
     /// number of agents or groups is not the plan's, a peer that is not idle has no agent.
-    /// `InvalidState`: the queue is closed.
+    /// `InvalidState`: the queue is closed, or belongs to another process (before a fork).
     pub fn submit(&self, submission: &Submission<'_>) -> Result<Ticket> {
         check(submission)?;
+        if self.is_foreign() {
+            bail!(
+                Status::InvalidState,
+                "the queue belongs to process {}; make one after the fork",
+                self.owner
+            );
+        }
+        let open = read(&self.open);
+        if !*open {
+            bail!(Status::InvalidState, "the queue is closed");
+        }
         let capacity = self.shared.options.capacity;
         let place = |n: usize| (n < capacity).then_some(n + 1);
         let outstanding = &self.shared.outstanding;
-        if outstanding.fetch_update(Ordering::AcqRel, Ordering::Relaxed, place).is_err() {
+        if outstanding
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, place)
+            .is_err()
+        {
             self.shared.counters.refused.fetch_add(1, Ordering::Relaxed);
-            bail!(Status::Busy, "{capacity} requests are outstanding; poll before submitting more");
+            bail!(
+                Status::Busy,
+                "{capacity} requests are outstanding; poll before submitting more"
+            );
         }
         let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
         let job = Job::new(ticket, OwnedRequest::copy(submission), Instant::now());
-        self.shared.counters.submitted.fetch_add(1, Ordering::Relaxed);
+        self.shared
+            .counters
+            .submitted
+            .fetch_add(1, Ordering::Relaxed);
         if self.commands.send(Command::Run(Box::new(job))).is_err() {
             outstanding.fetch_sub(1, Ordering::AcqRel);
-            self.shared.counters.submitted.fetch_sub(1, Ordering::Relaxed);
-            bail!(Status::InvalidState, "the queue is closed");
+            self.shared
+                .counters
+                .submitted
+                .fetch_sub(1, Ordering::Relaxed);
+            bail!(Status::InvalidState, "the queue's thread has ended");
         }
+        drop(open);
         Ok(ticket)
     }
 
     /// Takes up to `max` completions, oldest first. Never blocks.
     pub fn poll(&self, max: usize) -> Vec<Completion> {
         let taken = self.shared.outbox.take(max);
-        self.shared.outstanding.fetch_sub(taken.len(), Ordering::AcqRel);
+        self.shared
+            .outstanding
+            .fetch_sub(taken.len(), Ordering::AcqRel);
         taken
     }
 
-    /// Blocks until there is a completion to poll, or the time is over. Returns whether there is one.
+    /// Blocks until there is a completion to poll, or the time is over, or the queue is closed and
+    /// none can come any more. Returns whether there is one.
     pub fn wait(&self, limit: Duration) -> bool {
         self.shared.outbox.wait(limit)
     }
@@ -294,7 +334,7 @@ impl Queue {
         self.shared.outbox.fd()
     }
 
-    /// Ends the thread. Requests that are accepted are carried out for up to `drain`; then what is
+    /// Ends the thread. No more requests are accepted; those that were are carried out for up to `drain`; then what is
     /// left is cancelled and waited for, for as long again but at least 100 ms. Completions can be
     /// polled afterwards. Harmless when repeated.
     ///
@@ -302,12 +342,17 @@ impl Queue {
     /// `Timeout` if something was still moving at the end of that: its completion never comes, and
     /// its blocks must not be used before the agent has been closed without error.
     pub fn close(&self, drain: Duration) -> Result<()> {
-        if std::process::id() != self.owner {
+        if self.is_foreign() {
             return Ok(());
         }
         let mut thread = lock(&self.thread);
-        let Some(handle) = thread.take() else { return Ok(()) };
+        let Some(handle) = thread.take() else {
+            return Ok(());
+        };
+        let mut open = write(&self.open);
+        *open = false;
         let _ = self.commands.send(Command::Close(drain));
+        drop(open);
         match handle.join() {
             Ok(result) => result,
             Err(_) => bail!(Status::Internal, "the queue's thread panicked"),
@@ -315,14 +360,24 @@ impl Queue {
     }
 }
 
+impl Queue {
+    /// Whether this is a copy in a forked child.
+    fn is_foreign(&self) -> bool {
+        std::process::id() != self.owner
+    }
+}
+
 impl Drop for Queue {
     fn drop(&mut self) {
-        if let Err(e) = self.close(Duration::ZERO) {
+        if self.is_foreign() {
+            // No lock is taken here: the thread may have held any of them when the process forked.
+            // A thread that is not there cannot be joined or detached, and the channel's last sender
+            // would wake it under a lock of the channel's own.
+            let thread = self.thread.get_mut();
+            std::mem::forget(thread.unwrap_or_else(PoisonError::into_inner).take());
+            std::mem::forget(self.commands.clone());
+        } else if let Err(e) = self.close(Duration::ZERO) {
             log::warn!("closing a queue: {e}");
-        }
-        if std::process::id() != self.owner {
-            // A thread that is not there cannot be joined or detached.
-            std::mem::forget(lock(&self.thread).take());
         }
     }
 }
@@ -337,9 +392,13 @@ fn check(submission: &Submission<'_>) -> Result<()> {
         )));
     }
     let nameless = peers.iter().zip(submission.agents);
-    if let Some(i) = nameless.into_iter().position(|(p, a)| p.role != PeerRole::Idle && a.is_empty())
+    if let Some(i) = nameless
+        .into_iter()
+        .position(|(p, a)| p.role != PeerRole::Idle && a.is_empty())
     {
-        return Err(Error::invalid(format!("peer {i} is not idle and has no agent")));
+        return Err(Error::invalid(format!(
+            "peer {i} is not idle and has no agent"
+        )));
     }
     let groups = submission.plan.groups().len();
     if submission.request.groups.len() != groups {
@@ -348,7 +407,10 @@ fn check(submission: &Submission<'_>) -> Result<()> {
             submission.request.groups.len()
         )));
     }
-    if let Some(n) = submission.notification.filter(|n| n.len() > MAX_NOTIFICATION) {
+    if let Some(n) = submission
+        .notification
+        .filter(|n| n.len() > MAX_NOTIFICATION)
+    {
         return Err(Error::invalid(format!(
             "notification has {} bytes, more than {MAX_NOTIFICATION}",
             n.len()

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Completion;
@@ -10,10 +10,17 @@ use crate::error::{Error, Result};
 use crate::sync::lock;
 
 pub(super) struct Outbox {
-    items: Mutex<VecDeque<Completion>>,
+    inside: Mutex<Inside>,
     ready: Condvar,
-    /// Readable exactly while `items` is not empty.
+    /// Readable exactly while there are items.
     event: OwnedFd,
+}
+
+#[derive(Default)]
+struct Inside {
+    items: VecDeque<Completion>,
+    /// Nothing more will be put in.
+    ended: bool,
 }
 
 impl Outbox {
@@ -25,22 +32,32 @@ impl Outbox {
         }
         // SAFETY: a new descriptor that nobody else has.
         let event = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Outbox { items: Mutex::default(), ready: Condvar::new(), event })
+        Ok(Outbox {
+            inside: Mutex::default(),
+            ready: Condvar::new(),
+            event,
+        })
     }
 
     pub(super) fn put(&self, completion: Completion) {
-        let mut items = lock(&self.items);
-        if items.is_empty() {
+        let mut inside = lock(&self.inside);
+        if inside.items.is_empty() {
             self.signal();
         }
-        items.push_back(completion);
-        drop(items);
+        inside.items.push_back(completion);
+        drop(inside);
+        self.ready.notify_all();
+    }
+
+    /// Says that nothing more will be put in, so that nobody waits for it.
+    pub(super) fn end(&self) {
+        lock(&self.inside).ended = true;
         self.ready.notify_all();
     }
 
     pub(super) fn take(&self, max: usize) -> Vec<Completion> {
-        let mut items = lock(&self.items);
-        if items.is_empty() {
+        let items = &mut lock(&self.inside).items;
+        if items.is_empty() || max == 0 {
             return Vec::new();
         }
         let n = max.min(items.len());
@@ -51,16 +68,17 @@ impl Outbox {
         taken
     }
 
-    /// Waits until there is something to take; whether there is.
+    /// Waits until there is something to take, or never will be; whether there is.
     pub(super) fn wait(&self, limit: Duration) -> bool {
-        let items = lock(&self.items);
-        let waited = self.ready.wait_timeout_while(items, limit, |items| items.is_empty());
-        let (items, _) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
-        !items.is_empty()
+        let inside = lock(&self.inside);
+        let nothing = |inside: &mut Inside| inside.items.is_empty() && !inside.ended;
+        let waited = self.ready.wait_timeout_while(inside, limit, nothing);
+        let (inside, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !inside.items.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
-        lock(&self.items).len()
+        lock(&self.inside).items.len()
     }
 
     pub(super) fn fd(&self) -> RawFd {

@@ -80,6 +80,12 @@ impl Slicer {
         self.local.clear();
         self.remote.clear();
         self.next = 0;
-        runs.fill(&self.batch, &mut self.cursor, max, &mut self.local, &mut self.remote) > 0
+        runs.fill(
+            &self.batch,
+            &mut self.cursor,
+            max,
+            &mut self.local,
+            &mut self.remote,
+        ) > 0
     }
 }

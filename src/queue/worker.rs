@@ -44,18 +44,40 @@ struct Closing {
     canceled: bool,
 }
 
+/// Tells the callers that the thread has ended.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.outbox.end();
+    }
+}
+
 impl Worker {
     pub(super) fn new(agent: Arc<Agent>, shared: Arc<Shared>, inbox: Receiver<Command>) -> Self {
-        Worker { agent, shared, inbox, jobs: Vec::new(), slice: Slice::default(), closing: None }
+        Worker {
+            agent,
+            shared,
+            inbox,
+            jobs: Vec::new(),
+            slice: Slice::default(),
+            closing: None,
+        }
     }
 
     pub(super) fn run(mut self) -> Result<()> {
+        // However this thread ends, nobody waits for it any longer.
+        let _ending = Ending(self.shared.clone());
         // Made here: a current context belongs to the thread.
         let mut contexts = Contexts::new();
         let mut idle_rounds = 0;
         loop {
             self.receive(idle_rounds);
             if let Some(result) = self.close_step() {
+                if result.is_err() {
+                    // Bytes still move; releasing a device's last context would pull it from under them.
+                    std::mem::forget(contexts);
+                }
                 return result;
             }
             if self.round(&mut contexts) {
@@ -77,7 +99,9 @@ impl Worker {
             }
         } else if idle_rounds > EAGER_ROUNDS {
             let (first, longest) = NAPS;
-            let nap = first.saturating_mul((idle_rounds - EAGER_ROUNDS).min(64)).min(longest);
+            let nap = first
+                .saturating_mul((idle_rounds - EAGER_ROUNDS).min(64))
+                .min(longest);
             match self.inbox.recv_timeout(nap) {
                 Ok(command) => self.obey(command),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -107,7 +131,11 @@ impl Worker {
                 let far = now + Duration::from_secs(365 * 86_400);
                 let cancel_at = now.checked_add(drain).unwrap_or(far);
                 let give_up_at = cancel_at.checked_add(rest).unwrap_or(far);
-                self.closing = Some(Closing { cancel_at, give_up_at, canceled: false });
+                self.closing = Some(Closing {
+                    cancel_at,
+                    give_up_at,
+                    canceled: false,
+                });
             }
         }
     }
@@ -142,10 +170,15 @@ impl Worker {
     fn report(&self, completion: Completion) {
         let c = &self.shared.counters;
         let r = &completion.record;
-        let outcome = if completion.result.is_ok() { &c.succeeded } else { &c.failed };
+        let outcome = if completion.result.is_ok() {
+            &c.succeeded
+        } else {
+            &c.failed
+        };
         outcome.fetch_add(1, Ordering::Relaxed);
         c.bytes.fetch_add(r.bytes, Ordering::Relaxed);
-        c.descriptors_before.fetch_add(r.descriptors_before, Ordering::Relaxed);
+        c.descriptors_before
+            .fetch_add(r.descriptors_before, Ordering::Relaxed);
         c.descriptors.fetch_add(r.descriptors, Ordering::Relaxed);
         c.slices.fetch_add(r.slices, Ordering::Relaxed);
         self.publish_cpu_time();
@@ -180,10 +213,16 @@ impl Worker {
     }
 
     fn publish_cpu_time(&self) {
-        let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut t = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         // SAFETY: a valid place; this clock always exists on Linux.
         unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
         let ns = t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64;
-        self.shared.counters.thread_cpu_ns.store(ns, Ordering::Relaxed);
+        self.shared
+            .counters
+            .thread_cpu_ns
+            .store(ns, Ordering::Relaxed);
     }
 }
