@@ -89,3 +89,7 @@ impl Slicer {
         ) > 0
     }
 }
+
+#[cfg(test)]
+#[path = "slicer_test.rs"]
+mod tests;

@@ -23,8 +23,10 @@ pub(super) enum Command {
 /// Rounds without progress in which the thread only yields, before it sleeps between looks: a
 /// same-host copy or an RDMA read of a few blocks is over by then.
 const EAGER_ROUNDS: u32 = 200;
-/// The first and the longest sleep between looks.
-const NAPS: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(200));
+/// The shortest and the longest sleep between looks. In between it is a share of how long nothing has
+/// moved, so that what takes long is looked at seldom and noticed late by a small part of its time.
+const NAPS: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
+const NAP_SHARE: u32 = 16;
 /// How long cancelled transfers get to come to rest when the queue is closed without a drain time.
 const LEAST_REST: Duration = Duration::from_millis(100);
 
@@ -42,6 +44,21 @@ struct Closing {
     cancel_at: Instant,
     give_up_at: Instant,
     canceled: bool,
+}
+
+/// A time in which nothing moves.
+struct Lull {
+    since: Instant,
+    rounds: u32,
+}
+
+impl Lull {
+    fn begin() -> Self {
+        Lull {
+            since: Instant::now(),
+            rounds: 0,
+        }
+    }
 }
 
 /// Tells the callers that the thread has ended.
@@ -70,9 +87,9 @@ impl Worker {
         let _ending = Ending(self.shared.clone());
         // Made here: a current context belongs to the thread.
         let mut contexts = Contexts::new();
-        let mut idle_rounds = 0;
+        let mut lull = Lull::begin();
         loop {
-            self.receive(idle_rounds);
+            self.receive(&lull);
             if let Some(result) = self.close_step() {
                 if result.is_err() {
                     // Bytes still move; releasing a device's last context would pull it from under them.
@@ -81,15 +98,15 @@ impl Worker {
                 return result;
             }
             if self.round(&mut contexts) {
-                idle_rounds = 0;
+                lull = Lull::begin();
             } else {
-                idle_rounds = idle_rounds.saturating_add(1);
+                lull.rounds = lull.rounds.saturating_add(1);
             }
         }
     }
 
     /// Takes what has been sent; waits for it when there is nothing else to do.
-    fn receive(&mut self, idle_rounds: u32) {
+    fn receive(&mut self, lull: &Lull) {
         if self.jobs.is_empty() && self.closing.is_none() {
             self.publish_cpu_time();
             match self.inbox.recv() {
@@ -97,18 +114,15 @@ impl Worker {
                 // The queue is gone without a word: it forked, or its owner panicked.
                 Err(_) => self.obey(Command::Close(Duration::ZERO)),
             }
-        } else if idle_rounds > EAGER_ROUNDS {
-            let (first, longest) = NAPS;
-            let nap = first
-                .saturating_mul((idle_rounds - EAGER_ROUNDS).min(64))
-                .min(longest);
+        } else if lull.rounds > EAGER_ROUNDS {
+            let nap = (lull.since.elapsed() / NAP_SHARE).clamp(NAPS.0, NAPS.1);
             match self.inbox.recv_timeout(nap) {
                 Ok(command) => self.obey(command),
                 Err(RecvTimeoutError::Timeout) => {}
                 // Already closing; there is nobody to hear from.
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(nap),
             }
-        } else if idle_rounds > 0 {
+        } else if lull.rounds > 0 {
             std::thread::yield_now();
         }
         while let Ok(command) = self.inbox.try_recv() {
