@@ -208,7 +208,7 @@ fn invalid(change: impl Fn(&mut Layout), message: &str) {
 fn validation_names_the_field() {
     invalid(
         |l| l.parallel.tp_size = 0,
-        "tp_size 0 is not within 1 and 65536",
+        "tp_size 0 is not within 1 and 4096",
     );
     invalid(
         |l| l.parallel.dcp_rank = 2,

@@ -405,3 +405,48 @@ fn other_users_are_refused() {
     two.end();
     std::fs::remove_dir_all(directory).unwrap();
 }
+
+/// Containers: a namespace that can be seen into works, one that cannot is told. Only root can play
+/// this, with unshare(1) of util-linux.
+#[test]
+fn namespaces_that_part_two_agents_are_named() {
+    let unshare = |flag: &str| {
+        let mut command = Command::new("unshare");
+        command.args([flag, "--fork", "--kill-child"]);
+        command
+    };
+    let possible = unshare("--pid").arg("true").output();
+    if !possible.is_ok_and(|output| output.status.success()) {
+        eprintln!("no right to make namespaces, or no unshare(1)");
+        return;
+    }
+    let start = |flag: &str, name: &str| {
+        let mut command = unshare(flag);
+        command.arg(std::env::current_exe().unwrap());
+        Puppet::start_with(command, name, 4096)
+    };
+    let agent = agent("outside");
+    let target = Buffer::new(4096);
+    register(&*agent, &[target.whole()]);
+    let outside = puppet::hex(&agent.metadata().unwrap());
+
+    // Its process has another number out here, and is found nevertheless.
+    let mut inside = start("--pid", "inside");
+    agent.add_remote(&inside.metadata).unwrap();
+    let whole = [inside.part(0, 4096)];
+    copy(&*agent, Op::Read, &[target.whole()], &whole, "inside");
+    assert!((0..4096).all(|i| target.bytes()[i] == pattern(1, i)));
+    // From in there, nothing out here can be seen.
+    assert_eq!(inside.tell(&format!("add {outside}")), "outside");
+    assert_eq!(inside.tell("connect outside"), "PeerIncompatible");
+    inside.end();
+
+    let elsewhere = start("--net", "elsewhere");
+    let added = agent.add_remote(&elsewhere.metadata);
+    fails(
+        added,
+        Status::PeerIncompatible,
+        &["\"elsewhere\"", "network namespace"],
+    );
+    elsewhere.end();
+}

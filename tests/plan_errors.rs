@@ -381,3 +381,112 @@ fn lanes_of_ones_own_are_checked() {
         "local kernel_blocks 3 does not divide tokens_per_block 16"
     );
 }
+
+#[test]
+fn figures_of_ones_own_lanes_do_not_overflow() {
+    let side = SideGeometry {
+        tokens_per_block: 16,
+        kernel_blocks: 1,
+        block_count: 10,
+        dcp_size: 1,
+        dcp_interleave: 0,
+        pool: 0,
+    };
+    let at = LaneSide {
+        base: 0,
+        stride: 0,
+        sub_stride: 0,
+        mem: MemKind::Dram,
+        device: 0,
+    };
+    let mut b = PlanBuilder::new(Direction::Pull);
+    let group = b.group(GroupGeometry::new(GroupKind::Full, 0, side, side, false).unwrap());
+    let peer = b.peer(Peer {
+        tp_rank: 0,
+        pp_rank: 0,
+        role: PeerRole::Transfer,
+        notifiers: 0,
+    });
+    // The same eight bytes, many times over.
+    let over = Inner {
+        count: u32::MAX,
+        ..Inner::ONCE
+    };
+    let (local_shard, remote_shard) = (0, 0);
+    b.lane(Lane {
+        peer,
+        group,
+        local_shard,
+        remote_shard,
+        local: at,
+        remote: at,
+        len: 8,
+        inner: [over; 2],
+    });
+    let plan = b.finish().unwrap();
+    let groups = [GroupBlocks::new(&[1, 2], &[3, 4])];
+    let runs = plan
+        .runs(&Request {
+            groups: &groups,
+            tokens: None,
+        })
+        .unwrap();
+    assert_eq!(runs.stats().bytes, u64::MAX);
+    assert_eq!(
+        runs.expand().unwrap_err().status(),
+        Status::ResourceExhausted
+    );
+    assert!(plan.describe().contains("18446744073709551615 bytes"));
+}
+
+#[test]
+fn hostile_sizes_are_given_up_on_soon() {
+    // Thousands of ranks, all alike: each could face any of the others.
+    let many = |rank| {
+        let mut b = LayoutBuilder::new(Parallel::tp(rank, MAX_RANKS));
+        let g = b.attention(GroupKind::Mla, 16, 1);
+        let shape = LatentShape {
+            size: 8,
+            elem_bytes: 2,
+            role: Role::LATENT,
+        };
+        b.latent(g, 0, shape, Span::host(0, 10)).unwrap();
+        b.finish().unwrap()
+    };
+    let started = std::time::Instant::now();
+    let plan = Plan::build(&many(7), &[many(7)], &PlanOptions::default()).unwrap();
+    assert_eq!(plan.peers()[0].role, PeerRole::Transfer);
+    // Each layer another number of heads: no two layers are alike.
+    let parallel = Parallel::tp(0, MAX_RANKS);
+    let mut b = LayoutBuilder::new(parallel);
+    let g = b.attention(GroupKind::Full, 1, 1);
+    for layer in 0..5_000 {
+        let r = b.region(Region {
+            base: 0,
+            page_stride: 1,
+            page_len: 1,
+            page_count: 1,
+            mem: MemKind::Dram,
+            device: 0,
+        });
+        b.part(Part {
+            group: g,
+            region: r,
+            layer,
+            role: Role::K,
+            offset: 0,
+            heads_total: 1 + layer,
+            head_first: 0,
+            head_count: 1,
+            head_stride: 1,
+            rows: 1,
+            row_stride: 1,
+            cell_bytes: 1,
+            elem_bytes: 1,
+        });
+    }
+    let odd = b.finish().unwrap();
+    let error = Plan::build(&odd, std::slice::from_ref(&odd), &PlanOptions::default()).unwrap_err();
+    assert_eq!(error.status(), Status::ResourceExhausted, "{error}");
+    assert!(started.elapsed().as_secs() < 20);
+}

@@ -26,10 +26,12 @@ static void must(kvf_status status) {
 }
 
 /* The byte that prefill puts at a place of a block, so that decode can check it. */
-static uint8_t content(uint64_t block, uint64_t i) { return (uint8_t)(block * 31 + i * 7 + i / 256); }
+static uint8_t content(uint64_t block, uint64_t i) {
+  return (uint8_t)(block * 31 + i * 7 + i / 256);
+}
 
 /* 1. An agent is one process's endpoint; the transport is chosen by name. */
-static kvf_agent create_agent(const char *name, const char *transport) {
+static kvf_agent create_agent(const char* name, const char* transport) {
   kvf_agent_options options = kvf_agent_options_default();
   options.name = name;
   options.transport = transport;
@@ -39,17 +41,17 @@ static kvf_agent create_agent(const char *name, const char *transport) {
 }
 
 /* 2. Memory that takes part in transfers is registered. */
-static uint8_t *create_cache(kvf_agent agent) {
-  uint8_t *cache = calloc(BLOCKS, BLOCK_BYTES);
+static uint8_t* create_cache(kvf_agent agent) {
+  uint8_t* cache = calloc(BLOCKS, BLOCK_BYTES);
   if (cache == NULL) abort();
   kvf_reg_desc range = {(uintptr_t)cache, (uint64_t)BLOCKS * BLOCK_BYTES, 0, NULL, 0};
   must(kvf_agent_register(agent, KVF_MEM_DRAM, &range, 1, NULL, 0));
   return cache;
 }
 
-static int prefill(const char *transport, uint16_t port) {
+static int prefill(const char* transport, uint16_t port) {
   kvf_agent agent = create_agent("prefill", transport);
-  uint8_t *cache = create_cache(agent);
+  uint8_t* cache = create_cache(agent);
   for (uint64_t block = 0; block < BLOCKS; block++)
     for (uint64_t i = 0; i < BLOCK_BYTES; i++) cache[block * BLOCK_BYTES + i] = content(block, i);
 
@@ -58,7 +60,7 @@ static int prefill(const char *transport, uint16_t port) {
   kvf_buffer metadata;
   must(kvf_agent_metadata(agent, &metadata));
   size_t message_len = sizeof where + metadata.len;
-  uint8_t *message = malloc(message_len);
+  uint8_t* message = malloc(message_len);
   if (message == NULL) abort();
   memcpy(message, &where, sizeof where);
   memcpy(message + sizeof where, metadata.data, metadata.len);
@@ -74,7 +76,7 @@ static int prefill(const char *transport, uint16_t port) {
   kvf_notification_list done;
   must(kvf_agent_wait_notification(agent, "decode", NULL, 0, PATIENCE_MS, &done));
   printf("prefill: %s says \"%.*s\"\n", done.items[0].from, (int)done.items[0].payload_len,
-         (const char *)done.items[0].payload);
+         (const char*)done.items[0].payload);
 
   kvf_notification_list_free(&done);
   kvf_buffer_free(&metadata);
@@ -85,9 +87,9 @@ static int prefill(const char *transport, uint16_t port) {
   return 0;
 }
 
-static int decode(const char *transport, uint16_t port) {
+static int decode(const char* transport, uint16_t port) {
   kvf_agent agent = create_agent("decode", transport);
-  uint8_t *cache = create_cache(agent);
+  uint8_t* cache = create_cache(agent);
 
   /* 3. Ask for the metadata, and load it. */
   kvf_buffer message, peer;
@@ -102,14 +104,14 @@ static int decode(const char *transport, uint16_t port) {
   kvf_strided_desc theirs = {where.address, where.block_bytes, 0, where.block_bytes, where.blocks};
   kvf_desc_list local, remote;
   must(kvf_desc_list_prepare_strided(agent, NULL, KVF_MEM_DRAM, &mine, 1, NULL, 0, &local));
-  must(kvf_desc_list_prepare_strided(agent, (const char *)peer.data, KVF_MEM_DRAM, &theirs, 1, NULL,
+  must(kvf_desc_list_prepare_strided(agent, (const char*)peer.data, KVF_MEM_DRAM, &theirs, 1, NULL,
                                      0, &remote));
 
   /* 5. Read scattered blocks into scattered places, and tell the owner when they are here. */
   const int32_t from[PICKED] = {7, 3, 21, 12}, to[PICKED] = {0, 9, 4, 30};
-  const char *thanks = "blocks 7 3 21 12 are here";
+  const char* thanks = "blocks 7 3 21 12 are here";
   kvf_transfer_options options = kvf_transfer_options_default();
-  options.notification = (const uint8_t *)thanks;
+  options.notification = (const uint8_t*)thanks;
   options.notification_len = strlen(thanks);
   kvf_transfer transfer;
   must(kvf_transfer_make(agent, KVF_OP_READ, local, to, PICKED, remote, from, PICKED, &options,
@@ -126,7 +128,7 @@ static int decode(const char *transport, uint16_t port) {
         return 1;
       }
   printf("decode: %d blocks of %d bytes from %s are here and correct\n", PICKED, BLOCK_BYTES,
-         (const char *)peer.data);
+         (const char*)peer.data);
 
   must(kvf_transfer_release(transfer));
   kvf_buffer_free(&message);
@@ -137,9 +139,9 @@ static int decode(const char *transport, uint16_t port) {
   return 0;
 }
 
-int main(int argc, char **argv) {
-  const char *role = argc > 1 ? argv[1] : "";
-  const char *transport = argc > 2 ? argv[2] : "local";
+int main(int argc, char** argv) {
+  const char* role = argc > 1 ? argv[1] : "";
+  const char* transport = argc > 2 ? argv[2] : "local";
   uint16_t port = (uint16_t)(argc > 3 ? atoi(argv[3]) : 7070);
   if (strcmp(role, "prefill") == 0) return prefill(transport, port);
   if (strcmp(role, "decode") == 0) return decode(transport, port);

@@ -331,8 +331,8 @@ pub unsafe extern "C" fn kvf_agent_register(
 /// older metadata are not told: see to it that they are done. Any thread.
 ///
 /// @return `KVF_ERR_NOT_FOUND` or `KVF_ERR_NOT_REGISTERED` for a range that is not registered;
-///         `KVF_ERR_BUSY` if transfers of this agent in these ranges have not come to rest within the
-///         drain timeout: they are still registered then, call again.
+///         `KVF_ERR_BUSY` if transfers of this agent in these ranges have not come to rest within
+///         the drain timeout: they are still registered then, call again.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_deregister(

@@ -87,7 +87,7 @@ pub const MAX_GROUPS: usize = 64;
 /// Most parts in one layout.
 pub const MAX_PARTS: usize = 1 << 18;
 /// Most ranks in any direction of parallelism.
-pub const MAX_RANKS: u32 = 1 << 16;
+pub const MAX_RANKS: u32 = 1 << 12;
 /// Most bytes of a serialised layout.
 pub const MAX_ENCODED: usize = 16 << 20;
 

@@ -41,8 +41,8 @@ impl Plan {
             .filter(|l| (l.peer, l.group) == (peer, group))
             .fold(Cost::default(), |c, l| Cost {
                 lanes: c.lanes + 1,
-                copies: c.copies + l.copies(),
-                bytes: c.bytes + l.copies() * l.len,
+                copies: c.copies.saturating_add(l.copies()),
+                bytes: c.bytes.saturating_add(l.copies().saturating_mul(l.len)),
             })
     }
 

@@ -213,6 +213,11 @@ impl GroupGeometry {
         self.dcp_cancels
     }
 
+    /// Steps that [`GroupGeometry::matching_shards`] takes.
+    pub(super) fn matching_steps(&self) -> u64 {
+        self.dcp_period / u64::from(self.atom)
+    }
+
     /// The shares of the other side that have tokens of share `shard` of this side.
     pub(super) fn matching_shards(&self, shard: u32, this_is_local: bool) -> Vec<u32> {
         let (this, other) = match this_is_local {

@@ -143,6 +143,11 @@ struct Class {
     layers: Vec<(Role, u32)>,
 }
 
+/// Most classes, and most comparisons of a wanted head with a holder, that one join may take. Real
+/// models have a few classes and some thousand comparisons; a hostile layout must not cost us minutes.
+const MAX_CLASSES: usize = 1 << 10;
+const MAX_EFFORT: u64 = 1 << 26;
+
 /// A head that nobody holds, for this share of the tokens.
 struct Unheld {
     head: u32,
@@ -170,6 +175,7 @@ pub(super) struct Join<'a> {
     groups: &'a [GroupGeometry],
     consumer_is_local: bool,
     classes: Vec<Class>,
+    effort: u64,
 }
 
 impl<'a> Join<'a> {
@@ -185,6 +191,7 @@ impl<'a> Join<'a> {
             groups,
             consumer_is_local,
             classes: Vec::new(),
+            effort: 0,
         }
     }
 
@@ -326,8 +333,8 @@ impl<'a> Join<'a> {
         let index = match self.classes.iter().rposition(same) {
             Some(index) => index,
             None => {
-                self.classes
-                    .push(self.new_class(k, want, heads_total, holders)?);
+                let class = self.new_class(k, want, heads_total, holders)?;
+                self.classes.push(class);
                 self.classes.len() - 1
             }
         };
@@ -340,7 +347,7 @@ impl<'a> Join<'a> {
     }
 
     fn new_class(
-        &self,
+        &mut self,
         k: Key,
         want: Vec<(u32, u32)>,
         heads_total: u32,
@@ -361,6 +368,15 @@ impl<'a> Join<'a> {
             );
         }
         let p = &self.consumer.layout.parallel;
+        self.effort += self.effort_of(k.0, &want, &holders, p.dcp_rank);
+        if self.classes.len() >= MAX_CLASSES || self.effort > MAX_EFFORT {
+            bail!(
+                Status::ResourceExhausted,
+                "{}: too many different shares of heads over {} ranks",
+                place(k),
+                self.producers.tp_size
+            );
+        }
         let unheld = |u: Unheld| {
             let share = u
                 .shard
@@ -419,6 +435,15 @@ impl<'a> Join<'a> {
         Ok(takes)
     }
 
+    /// Comparisons that [`Join::takes`] makes; a range may be cut at every holder.
+    fn effort_of(&self, group: u32, want: &[(u32, u32)], holders: &[Holder], dcp_rank: u32) -> u64 {
+        let ranges = want
+            .len()
+            .max(holders.len().min(want.iter().map(|w| w.1 as usize).sum()));
+        let shards = self.shards(group, dcp_rank).len() as u64;
+        self.groups[group as usize].matching_steps() + shards * (ranges * holders.len()) as u64
+    }
+
     /// The producers' shares of the tokens that consumers of share `dcp_rank` need; `None` is any
     /// rank, because tokens are not spread.
     fn shards(&self, group: u32, dcp_rank: u32) -> Vec<Option<u32>> {
@@ -445,6 +470,9 @@ impl<'a> Join<'a> {
     pub fn readers(&self) -> Option<Vec<usize>> {
         let p = &self.consumer.layout.parallel;
         if p.pp_size > 1 || p.dcp_rank != p.tp_rank % p.dcp_size {
+            return None;
+        }
+        if self.effort.saturating_mul(p.tp_size.into()) > MAX_EFFORT {
             return None;
         }
         let mut count = vec![0; self.producers.ranks.len()];

@@ -106,6 +106,17 @@ pub struct RunStats {
     pub ranges: u64,
 }
 
+impl RunStats {
+    /// The sum, at most `u64::MAX`: lanes of a caller's own may count any bytes many times over.
+    fn plus(self, other: RunStats) -> RunStats {
+        RunStats {
+            bytes: self.bytes.saturating_add(other.bytes),
+            ranges_before: self.ranges_before.saturating_add(other.ranges_before),
+            ranges: self.ranges.saturating_add(other.ranges),
+        }
+    }
+}
+
 /// What a request moves: a plan's lanes with the runs of its block ids. May be used from any thread.
 #[derive(Clone, Debug)]
 pub struct Runs {
@@ -171,9 +182,12 @@ impl Plan {
             for lane in batch.lanes() {
                 let (pairs, runs) = counts[self.0.lane_lists[lane] as usize];
                 let copies = self.0.lanes[lane].copies();
-                stats.bytes += pairs * copies * self.0.lanes[lane].len;
-                stats.ranges_before += pairs * copies;
-                stats.ranges += runs * copies;
+                let bytes = copies.saturating_mul(self.0.lanes[lane].len);
+                stats = stats.plus(RunStats {
+                    bytes: pairs.saturating_mul(bytes),
+                    ranges_before: pairs.saturating_mul(copies),
+                    ranges: runs.saturating_mul(copies),
+                });
             }
             out.batch_stats.push(stats);
         }
@@ -292,11 +306,7 @@ impl Runs {
     pub fn stats(&self) -> RunStats {
         self.batch_stats
             .iter()
-            .fold(RunStats::default(), |a, b| RunStats {
-                bytes: a.bytes + b.bytes,
-                ranges_before: a.ranges_before + b.ranges_before,
-                ranges: a.ranges + b.ranges,
-            })
+            .fold(RunStats::default(), |a, b| a.plus(*b))
     }
 
     /// Whether a remote rank has anything to send or receive for this request. If not, it is only

@@ -7,17 +7,18 @@
 
 #include "kvferry.h"
 
-/* Every call returns a status. What went wrong, with the value at fault, is in the thread's message. */
+/* Every call returns a status. What went wrong, with the value at fault, is in the thread's
+ * message. */
 static void must(kvf_status status) {
   if (status == KVF_OK) return;
   fprintf(stderr, "%s\n", kvf_last_error_message());
   exit(1);
 }
 
-static void create(const char *transport, const char *name, kvf_agent *agent) {
+static void create(const char* transport, const char* name, kvf_agent* agent) {
   kvf_agent_options options = kvf_agent_options_default();
-  options.name = name;            /* by which peers know this agent */
-  options.transport = transport;  /* "nixl" or "local" */
+  options.name = name;           /* by which peers know this agent */
+  options.transport = transport; /* "nixl" or "local" */
   must(kvf_agent_create(&options, agent));
 }
 
@@ -28,8 +29,8 @@ static void errors(void) {
     printf("%s; %s\n", kvf_status_name(status), kvf_last_error_message());
 }
 
-int main(int argc, char **argv) {
-  const char *transport = argc > 1 ? argv[1] : "local";
+int main(int argc, char** argv) {
+  const char* transport = argc > 1 ? argv[1] : "local";
   enum { BLOCK = 4096, BLOCKS = 16 };
   kvf_agent reader, owner;
   create(transport, "reader", &reader);
@@ -60,11 +61,12 @@ int main(int argc, char **argv) {
   kvf_strided_desc other_row = {(uintptr_t)theirs, BLOCK, 0, BLOCK, BLOCKS};
   kvf_desc_list local, remote;
   must(kvf_desc_list_prepare_strided(reader, NULL, KVF_MEM_DRAM, &row, 1, NULL, 0, &local));
-  must(kvf_desc_list_prepare_strided(reader, "owner", KVF_MEM_DRAM, &other_row, 1, NULL, 0, &remote));
+  must(kvf_desc_list_prepare_strided(reader, "owner", KVF_MEM_DRAM, &other_row, 1, NULL, 0,
+                                     &remote));
 
   const int32_t to[] = {0, 1}, from[] = {5, 9};
   kvf_transfer_options options = kvf_transfer_options_default();
-  options.notification = (const uint8_t *)"read";
+  options.notification = (const uint8_t*)"read";
   options.notification_len = 4;
   kvf_transfer transfer;
   must(kvf_transfer_make(reader, KVF_OP_READ, local, to, 2, remote, from, 2, &options, &transfer));

@@ -174,12 +174,12 @@ void logs() {
   {
     auto token = std::make_shared<int>(0);
     alive = token;
-    kvferry::set_log_function([&records, token](kvferry::log_level, std::string_view target,
-                                                std::string_view message) {
-      CHECK(target.substr(0, 7) == "kvferry" && !message.empty());
-      records++;
-      throw 1;  // Dropped.
-    });
+    kvferry::set_log_function(
+        [&records, token](kvferry::log_level, std::string_view target, std::string_view message) {
+          CHECK(target.substr(0, 7) == "kvferry" && !message.empty());
+          records++;
+          throw 1;  // Dropped.
+        });
   }
   kvferry::set_log_level(kvferry::log_level::debug);
   (void)kvf_agent_destroy(kvf_agent{0});

@@ -23,8 +23,9 @@ inline std::string transport_of(int argc, char** argv) {
   if (std::string(argv[1]) == "nixl" && std::getenv("KVF_TEST_NIXL") == nullptr) {
     const char* without = std::getenv("KVF_TEST_NO_NIXL");
     if (without != nullptr && std::strcmp(without, "1") == 0) std::exit(77);
-    std::fprintf(stderr, "this test needs NIXL: set KVF_TEST_NIXL to the path of libnixl_capi.so, "
-                         "or KVF_TEST_NO_NIXL=1 to do without\n");
+    std::fprintf(stderr,
+                 "this test needs NIXL: set KVF_TEST_NIXL to the path of libnixl_capi.so, "
+                 "or KVF_TEST_NO_NIXL=1 to do without\n");
     std::exit(1);
   }
   return argv[1];

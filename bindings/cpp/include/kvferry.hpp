@@ -18,11 +18,13 @@
 //            the second kind is declared. (Running out of memory is std::bad_alloc in both.)
 //
 // INPUTS     Arrays are kvferry::span, which is std::span where there is one and else a small class
-//            like it; vectors, arrays and C arrays convert. Bytes are kvferry::byte_view, which takes
-//            strings and vectors. All are borrowed for the call.
+//            like it; vectors, arrays and C arrays convert. Bytes are kvferry::byte_view, which
+//            takes strings and vectors. All are borrowed for the call.
 //
-// THREADS    As in C: any object may be used from any thread at any time. What C++ adds is that moving
-//            from, assigning to and destroying an object must not happen while another thread uses it.
+// THREADS    As in C: any object may be used from any thread at any time. What C++ adds is that
+// moving
+//            from, assigning to and destroying an object must not happen while another thread uses
+//            it.
 #ifndef KVFERRY_HPP
 #define KVFERRY_HPP
 

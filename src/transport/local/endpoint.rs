@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::BACKEND;
 use super::bytes::{MAX_NAME, is_name};
 use super::copiers::{Copiers, MAX_THREADS};
 use super::host::{HostId, Presence, Process, hex, random_token};
@@ -18,9 +19,9 @@ use super::registry::Registry;
 use super::service::{Service, State};
 use super::socket::{self, Bell};
 use super::transfer::{Copy, List, Speed};
-use super::{BACKEND, lock};
 use crate::error::{Error, Result, Status, bail};
 use crate::memory::{MemDesc, MemKind, RegDesc};
+use crate::sync::lock;
 use crate::transport::{
     AgentOptions, BackendInfo, Descs, MetadataStore, Notification, Op, Params, PreparedList,
     Progress, Side, Transfer, TransferOptions, Transport,

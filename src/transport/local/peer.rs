@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::frame::{Frame, MAX_HANDSHAKE, first};
 use super::host::{Presence, Token};
-use super::lock;
 use super::metadata::{Secrets, VERSION};
 use super::ranges::Span;
 use super::registry::{Claim, Registry, Touch};
@@ -15,6 +14,7 @@ use super::runs::Run;
 use super::socket::{self, Credentials, poll, watch};
 use super::vm;
 use crate::error::{Error, Result, Status, bail};
+use crate::sync::lock;
 use crate::transport::{Notification, Op};
 
 /// How long connecting may take, from the first packet to the proof that memory can be read.

@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use super::frame::{Frame, MAX_FRAME, MAX_HANDSHAKE, first};
 use super::host::{HostId, Presence, Process};
-use super::lock;
 use super::metadata::VERSION;
 use super::peer::{Link, Peer};
 use super::socket::{self, Bell, Credentials, poll, watch};
 use crate::error::Status;
+use crate::sync::lock;
 use crate::transport::Notification;
 
 /// How long a caller may take to say who it is.

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::copiers::Job;
 use super::endpoint::Core;
-use super::lock;
 use super::peer::Peer;
 use super::ranges::Span;
 use super::registry::{Claim, Touch};
 use super::runs::{Merger, Plan};
 use crate::error::{Error, Result, Status, bail};
 use crate::memory::{MemDesc, StridedDesc};
+use crate::sync::lock;
 use crate::transport::{
     Cost, Descs, Op, PreparedList, Telemetry, Transfer, TransferOptions, TransferState,
 };

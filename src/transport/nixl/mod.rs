@@ -64,6 +64,7 @@ mod request;
 mod search;
 
 pub use library::{Attempt, LibraryReport, probe};
+pub use metadata::{Outline, check as inspect_metadata};
 
 /// The backend of an agent whose options name none.
 const DEFAULT_BACKEND: &str = "UCX";

@@ -96,7 +96,8 @@ inline std::vector<notification> to_notifications(const kvf_notification_list& l
   out.reserve(list.len);
   for (std::size_t i = 0; i < list.len; i++) {
     const auto& n = list.items[i];
-    out.push_back({n.from, n.payload_len == 0 ? bytes() : bytes(n.payload, n.payload + n.payload_len)});
+    out.push_back(
+        {n.from, n.payload_len == 0 ? bytes() : bytes(n.payload, n.payload + n.payload_len)});
   }
   return out;
 }
@@ -186,21 +187,25 @@ class agent {
 
   // --- Memory. Ranges with metadata for the backend (paths, keys) are reg_desc.
 
-  result<void> try_register_memory(mem kind, span<const mem_desc> ranges, const names& backends = {}) {
+  result<void> try_register_memory(mem kind, span<const mem_desc> ranges,
+                                   const names& backends = {}) {
     return try_register_memory(kind, span<const reg_desc>(detail::to_regs(ranges)), backends);
   }
-  result<void> try_register_memory(mem kind, span<const reg_desc> ranges, const names& backends = {}) {
+  result<void> try_register_memory(mem kind, span<const reg_desc> ranges,
+                                   const names& backends = {}) {
     const detail::c_names b(backends);
-    return detail::done(kvf_agent_register(handle(), static_cast<std::uint32_t>(kind), ranges.data(),
-                                           ranges.size(), b.data(), b.size()));
+    return detail::done(kvf_agent_register(handle(), static_cast<std::uint32_t>(kind),
+                                           ranges.data(), ranges.size(), b.data(), b.size()));
   }
-  result<void> try_deregister_memory(mem kind, span<const mem_desc> ranges, const names& backends = {}) {
+  result<void> try_deregister_memory(mem kind, span<const mem_desc> ranges,
+                                     const names& backends = {}) {
     return try_deregister_memory(kind, span<const reg_desc>(detail::to_regs(ranges)), backends);
   }
-  result<void> try_deregister_memory(mem kind, span<const reg_desc> ranges, const names& backends = {}) {
+  result<void> try_deregister_memory(mem kind, span<const reg_desc> ranges,
+                                     const names& backends = {}) {
     const detail::c_names b(backends);
-    return detail::done(kvf_agent_deregister(handle(), static_cast<std::uint32_t>(kind), ranges.data(),
-                                             ranges.size(), b.data(), b.size()));
+    return detail::done(kvf_agent_deregister(handle(), static_cast<std::uint32_t>(kind),
+                                             ranges.data(), ranges.size(), b.data(), b.size()));
   }
   result<void> try_register_memory(mem kind, const mem_desc& range, const names& backends = {}) {
     return try_register_memory(kind, span<const mem_desc>(&range, 1), backends);
@@ -212,8 +217,9 @@ class agent {
   result<std::vector<std::optional<params>>> try_query_memory(mem kind, span<const reg_desc> ranges,
                                                               const std::string& backend) const {
     detail::query_list list;
-    const kvf_status s = kvf_agent_query_memory(handle(), static_cast<std::uint32_t>(kind), ranges.data(),
-                                                ranges.size(), backend.c_str(), &list);
+    const kvf_status s =
+        kvf_agent_query_memory(handle(), static_cast<std::uint32_t>(kind), ranges.data(),
+                               ranges.size(), backend.c_str(), &list);
     if (s != KVF_OK) return detail::last(s);
     std::vector<std::optional<params>> out;
     out.reserve(list.len);
@@ -236,9 +242,9 @@ class agent {
                                      const names& backends = {}) const {
     const detail::c_names b(backends);
     detail::buffer out;
-    const kvf_status s = kvf_agent_partial_metadata(handle(), static_cast<std::uint32_t>(kind),
-                                                    ranges.data(), ranges.size(), connection_info ? 1 : 0,
-                                                    b.data(), b.size(), &out);
+    const kvf_status s = kvf_agent_partial_metadata(
+        handle(), static_cast<std::uint32_t>(kind), ranges.data(), ranges.size(),
+        connection_info ? 1 : 0, b.data(), b.size(), &out);
     if (s != KVF_OK) return detail::last(s);
     return detail::to_bytes(out);
   }
@@ -256,8 +262,9 @@ class agent {
   result<bool> try_check_remote(const std::string& remote, mem kind = mem::dram,
                                 span<const mem_desc> ranges = {}) const {
     std::uint8_t ready = 0;
-    const kvf_status s = kvf_agent_check_remote(handle(), remote.c_str(), static_cast<std::uint32_t>(kind),
-                                                ranges.data(), ranges.size(), &ready);
+    const kvf_status s =
+        kvf_agent_check_remote(handle(), remote.c_str(), static_cast<std::uint32_t>(kind),
+                               ranges.data(), ranges.size(), &ready);
     if (s != KVF_OK) return detail::last(s);
     return ready != 0;
   }
@@ -269,18 +276,21 @@ class agent {
   result<void> try_send_metadata(const std::optional<std::string>& host, std::uint16_t port) const {
     return detail::done(kvf_agent_send_metadata(handle(), detail::host_or_null(host), port));
   }
-  result<void> try_send_partial_metadata(mem kind, span<const reg_desc> ranges, bool connection_info,
+  result<void> try_send_partial_metadata(mem kind, span<const reg_desc> ranges,
+                                         bool connection_info,
                                          const std::optional<std::string>& host, std::uint16_t port,
-                                         const std::string& label = {}, const names& backends = {}) const {
+                                         const std::string& label = {},
+                                         const names& backends = {}) const {
     const detail::c_names b(backends);
-    return detail::done(kvf_agent_send_partial_metadata(
-        handle(), static_cast<std::uint32_t>(kind), ranges.data(), ranges.size(), connection_info ? 1 : 0,
-        b.data(), b.size(), detail::host_or_null(host), port, detail::or_null(label)));
+    return detail::done(
+        kvf_agent_send_partial_metadata(handle(), static_cast<std::uint32_t>(kind), ranges.data(),
+                                        ranges.size(), connection_info ? 1 : 0, b.data(), b.size(),
+                                        detail::host_or_null(host), port, detail::or_null(label)));
   }
   result<void> try_fetch_metadata(const std::string& remote, const std::optional<std::string>& host,
                                   std::uint16_t port, const std::string& label = {}) {
-    return detail::done(kvf_agent_fetch_metadata(handle(), remote.c_str(), detail::host_or_null(host), port,
-                                                 detail::or_null(label)));
+    return detail::done(kvf_agent_fetch_metadata(
+        handle(), remote.c_str(), detail::host_or_null(host), port, detail::or_null(label)));
   }
   result<void> try_invalidate_metadata(const std::optional<std::string>& host, std::uint16_t port) {
     return detail::done(kvf_agent_invalidate_metadata(handle(), detail::host_or_null(host), port));
@@ -288,7 +298,8 @@ class agent {
 
   // --- Notifications
 
-  result<void> try_notify(const std::string& remote, byte_view payload, const std::string& backend = {}) {
+  result<void> try_notify(const std::string& remote, byte_view payload,
+                          const std::string& backend = {}) {
     return detail::done(kvf_agent_notify(handle(), remote.c_str(), payload.data(), payload.size(),
                                          detail::or_null(backend)));
   }
@@ -300,7 +311,8 @@ class agent {
     if (s != KVF_OK) return detail::last(s);
     return detail::to_notifications(list);
   }
-  // The first from `from` (empty: anybody) that begins with `prefix`; nothing if none comes in time.
+  // The first from `from` (empty: anybody) that begins with `prefix`; nothing if none comes in
+  // time.
   result<std::optional<notification>> try_wait_notification(std::chrono::milliseconds limit,
                                                             const std::string& from = {},
                                                             byte_view prefix = {}) {
@@ -315,22 +327,25 @@ class agent {
 
   // --- Lists and transfers. For transfers within one agent the remote is its own name.
 
-  result<desc_list> try_prepare_local(mem kind, span<const mem_desc> ranges, const names& backends = {}) {
+  result<desc_list> try_prepare_local(mem kind, span<const mem_desc> ranges,
+                                      const names& backends = {}) {
     return prepare(kvf_desc_list_prepare, nullptr, kind, ranges, backends);
   }
-  result<desc_list> try_prepare_local(mem kind, span<const strided_desc> rows, const names& backends = {}) {
+  result<desc_list> try_prepare_local(mem kind, span<const strided_desc> rows,
+                                      const names& backends = {}) {
     return prepare(kvf_desc_list_prepare_strided, nullptr, kind, rows, backends);
   }
-  result<desc_list> try_prepare_remote(const std::string& remote, mem kind, span<const mem_desc> ranges,
-                                       const names& backends = {}) {
+  result<desc_list> try_prepare_remote(const std::string& remote, mem kind,
+                                       span<const mem_desc> ranges, const names& backends = {}) {
     return prepare(kvf_desc_list_prepare, remote.c_str(), kind, ranges, backends);
   }
-  result<desc_list> try_prepare_remote(const std::string& remote, mem kind, span<const strided_desc> rows,
-                                       const names& backends = {}) {
+  result<desc_list> try_prepare_remote(const std::string& remote, mem kind,
+                                       span<const strided_desc> rows, const names& backends = {}) {
     return prepare(kvf_desc_list_prepare_strided, remote.c_str(), kind, rows, backends);
   }
   // One row.
-  result<desc_list> try_prepare_local(mem kind, const strided_desc& row, const names& backends = {}) {
+  result<desc_list> try_prepare_local(mem kind, const strided_desc& row,
+                                      const names& backends = {}) {
     return try_prepare_local(kind, span<const strided_desc>(&row, 1), backends);
   }
   result<desc_list> try_prepare_remote(const std::string& remote, mem kind, const strided_desc& row,
@@ -339,14 +354,16 @@ class agent {
   }
   // local[local_indices[i]] and remote[remote_indices[i]] for every i.
   result<transfer> try_make_transfer(op direction, const desc_list& local,
-                                     span<const std::int32_t> local_indices, const desc_list& remote,
+                                     span<const std::int32_t> local_indices,
+                                     const desc_list& remote,
                                      span<const std::int32_t> remote_indices,
                                      const transfer_options& options = {}) {
     const detail::c_transfer_options o(options);
     kvf_transfer t{0};
-    const kvf_status s = kvf_transfer_make(handle(), static_cast<std::uint32_t>(direction), local.handle(),
-                                           local_indices.data(), local_indices.size(), remote.handle(),
-                                           remote_indices.data(), remote_indices.size(), o.get(), &t);
+    const kvf_status s =
+        kvf_transfer_make(handle(), static_cast<std::uint32_t>(direction), local.handle(),
+                          local_indices.data(), local_indices.size(), remote.handle(),
+                          remote_indices.data(), remote_indices.size(), o.get(), &t);
     if (s != KVF_OK) return detail::last(s);
     return transfer(t);
   }
@@ -358,9 +375,9 @@ class agent {
     const detail::c_transfer_options o(options);
     kvf_transfer t{0};
     const kvf_status s = kvf_transfer_create(
-        handle(), static_cast<std::uint32_t>(direction), static_cast<std::uint32_t>(local_kind), local.data(),
-        local.size(), static_cast<std::uint32_t>(remote_kind), remote.data(), remote.size(),
-        remote_agent.c_str(), o.get(), &t);
+        handle(), static_cast<std::uint32_t>(direction), static_cast<std::uint32_t>(local_kind),
+        local.data(), local.size(), static_cast<std::uint32_t>(remote_kind), remote.data(),
+        remote.size(), remote_agent.c_str(), o.get(), &t);
     if (s != KVF_OK) return detail::last(s);
     return transfer(t);
   }
@@ -373,7 +390,9 @@ class agent {
   std::string name() const { return try_name().value(); }
   names plugins() const { return try_plugins().value(); }
   names backends() const { return try_backends().value(); }
-  capabilities plugin_info(const std::string& plugin) const { return try_plugin_info(plugin).value(); }
+  capabilities plugin_info(const std::string& plugin) const {
+    return try_plugin_info(plugin).value();
+  }
   capabilities backend_info(const std::string& b) const { return try_backend_info(b).value(); }
   void create_backend(const backend& b) { try_create_backend(b).value(); }
 
@@ -422,8 +441,8 @@ class agent {
                              const std::string& label = {}, const names& backends = {}) const {
     try_send_partial_metadata(kind, ranges, connection_info, host, port, label, backends).value();
   }
-  void fetch_metadata(const std::string& remote, const std::optional<std::string>& host, std::uint16_t port,
-                      const std::string& label = {}) {
+  void fetch_metadata(const std::string& remote, const std::optional<std::string>& host,
+                      std::uint16_t port, const std::string& label = {}) {
     try_fetch_metadata(remote, host, port, label).value();
   }
   void invalidate_metadata(const std::optional<std::string>& host, std::uint16_t port) {
@@ -437,7 +456,8 @@ class agent {
     return try_notifications(backends).value();
   }
   std::optional<notification> wait_notification(std::chrono::milliseconds limit,
-                                                const std::string& from = {}, byte_view prefix = {}) {
+                                                const std::string& from = {},
+                                                byte_view prefix = {}) {
     return try_wait_notification(limit, from, prefix).value();
   }
 
@@ -451,21 +471,25 @@ class agent {
                            const names& backends = {}) {
     return try_prepare_remote(remote, kind, descs, backends).value();
   }
-  transfer make_transfer(op direction, const desc_list& local, span<const std::int32_t> local_indices,
-                         const desc_list& remote, span<const std::int32_t> remote_indices,
+  transfer make_transfer(op direction, const desc_list& local,
+                         span<const std::int32_t> local_indices, const desc_list& remote,
+                         span<const std::int32_t> remote_indices,
                          const transfer_options& options = {}) {
-    return try_make_transfer(direction, local, local_indices, remote, remote_indices, options).value();
+    return try_make_transfer(direction, local, local_indices, remote, remote_indices, options)
+        .value();
   }
-  transfer create_transfer(op direction, mem local_kind, span<const mem_desc> local, mem remote_kind,
-                           span<const mem_desc> remote, const std::string& remote_agent,
-                           const transfer_options& options = {}) {
-    return try_create_transfer(direction, local_kind, local, remote_kind, remote, remote_agent, options)
+  transfer create_transfer(op direction, mem local_kind, span<const mem_desc> local,
+                           mem remote_kind, span<const mem_desc> remote,
+                           const std::string& remote_agent, const transfer_options& options = {}) {
+    return try_create_transfer(direction, local_kind, local, remote_kind, remote, remote_agent,
+                               options)
         .value();
   }
 #endif
 
  private:
-  result<capabilities> info(kvf_status (*ask)(kvf_agent, const char*, kvf_param_list*, std::uint32_t*),
+  result<capabilities> info(kvf_status (*ask)(kvf_agent, const char*, kvf_param_list*,
+                                              std::uint32_t*),
                             const std::string& of) const {
     detail::param_list list;
     std::uint32_t kinds = 0;
@@ -475,13 +499,15 @@ class agent {
   }
 
   template <class Desc>
-  result<desc_list> prepare(kvf_status (*make)(kvf_agent, const char*, std::uint32_t, const Desc*, std::size_t,
-                                               const char* const*, std::size_t, kvf_desc_list*),
-                            const char* remote, mem kind, span<const Desc> descs, const names& backends) {
+  result<desc_list> prepare(kvf_status (*make)(kvf_agent, const char*, std::uint32_t, const Desc*,
+                                               std::size_t, const char* const*, std::size_t,
+                                               kvf_desc_list*),
+                            const char* remote, mem kind, span<const Desc> descs,
+                            const names& backends) {
     const detail::c_names b(backends);
     kvf_desc_list list{0};
-    const kvf_status s = make(handle(), remote, static_cast<std::uint32_t>(kind), descs.data(), descs.size(),
-                              b.data(), b.size(), &list);
+    const kvf_status s = make(handle(), remote, static_cast<std::uint32_t>(kind), descs.data(),
+                              descs.size(), b.data(), b.size(), &list);
     if (s != KVF_OK) return detail::last(s);
     return desc_list(list);
   }

@@ -47,9 +47,7 @@ enum class status : kvf_status {
 };
 
 // A short name such as "peer lost".
-inline const char* name(status s) noexcept {
-  return kvf_status_name(static_cast<kvf_status>(s));
-}
+inline const char* name(status s) noexcept { return kvf_status_name(static_cast<kvf_status>(s)); }
 
 // Why an operation failed: what a program can decide by, and what a person can read.
 struct failure {
@@ -128,9 +126,7 @@ class [[nodiscard]] result<void> {
 namespace detail {
 
 // The failure of the call of this thread that has just returned `s`.
-inline failure last(kvf_status s) {
-  return {static_cast<status>(s), kvf_last_error_message()};
-}
+inline failure last(kvf_status s) { return {static_cast<status>(s), kvf_last_error_message()}; }
 
 inline result<void> done(kvf_status s) {
   if (s == KVF_OK) return {};

@@ -11,7 +11,8 @@
 
 namespace kvferry {
 
-// How to listen; see kvf_side_channel_options. What is left at its default is the library's default.
+// How to listen; see kvf_side_channel_options. What is left at its default is the library's
+// default.
 struct side_channel_options {
   std::string kind;  // "tcp"
   std::string host;  // 127.0.0.1
@@ -39,7 +40,8 @@ class side_channel {
   // Takes over a handle of C.
   explicit side_channel(kvf_side_channel handle) noexcept : handle_(handle) {}
 
-  static result<side_channel> try_listen(byte_view metadata, const side_channel_options& options = {}) {
+  static result<side_channel> try_listen(byte_view metadata,
+                                         const side_channel_options& options = {}) {
     kvf_side_channel_options o = kvf_side_channel_options_default();
     o.kind = detail::or_null(options.kind);
     o.host = detail::or_null(options.host);
@@ -103,9 +105,9 @@ class side_channel {
 inline result<bytes> try_request_metadata(const std::string& host, std::uint16_t port,
                                           const request_options& options = {}) {
   detail::buffer metadata;
-  const kvf_status s =
-      kvf_side_channel_request(detail::or_null(options.kind), host.c_str(), port,
-                               detail::ticks<std::uint64_t>(options.timeout), options.max_bytes, &metadata);
+  const kvf_status s = kvf_side_channel_request(detail::or_null(options.kind), host.c_str(), port,
+                                                detail::ticks<std::uint64_t>(options.timeout),
+                                                options.max_bytes, &metadata);
   if (s != KVF_OK) return detail::last(s);
   return detail::to_bytes(metadata);
 }

@@ -61,7 +61,8 @@ class back_off {
 inline std::chrono::steady_clock::time_point deadline(std::chrono::milliseconds limit) noexcept {
   using clock = std::chrono::steady_clock;
   const auto now = clock::now();
-  const auto most = std::chrono::duration_cast<std::chrono::milliseconds>(clock::time_point::max() - now);
+  const auto most =
+      std::chrono::duration_cast<std::chrono::milliseconds>(clock::time_point::max() - now);
   return limit >= most ? clock::time_point::max() : now + limit;
 }
 
@@ -130,9 +131,9 @@ class desc_list {
 // One transfer.
 //
 // Its destructor may run while bytes move: it asks the transfer to stop and waits until it has come
-// to rest, at most `settle_limit`, so that buffers declared before it can go after it. Where that is
-// not enough (a backend that cannot stop, a huge transfer) the agent keeps the transfer and waits
-// for it when it is destroyed itself.
+// to rest, at most `settle_limit`, so that buffers declared before it can go after it. Where that
+// is not enough (a backend that cannot stop, a huge transfer) the agent keeps the transfer and
+// waits for it when it is destroyed itself.
 class transfer {
  public:
   transfer() noexcept = default;
@@ -147,7 +148,8 @@ class transfer {
   // was made.
   result<transfer_state> try_post(byte_view notification = {}) {
     std::int32_t state = 0;
-    const kvf_status s = kvf_transfer_post(handle(), notification.data(), notification.size(), &state);
+    const kvf_status s =
+        kvf_transfer_post(handle(), notification.data(), notification.size(), &state);
     if (s != KVF_OK) return detail::last(s);
     return static_cast<transfer_state>(state);
   }

@@ -37,8 +37,9 @@ class span {
   template <std::size_t N>
   constexpr span(T (&array)[N]) noexcept : data_(array), size_(N) {}
   // std::vector, std::array and whatever else has data() and size() of this type.
-  template <class C, class = std::enable_if_t<std::is_convertible_v<
-                         std::remove_pointer_t<decltype(std::declval<C&>().data())> (*)[], T (*)[]>>,
+  template <class C,
+            class = std::enable_if_t<std::is_convertible_v<
+                std::remove_pointer_t<decltype(std::declval<C&>().data())> (*)[], T (*)[]>>,
             class = decltype(std::declval<C&>().size())>
   constexpr span(C&& container) noexcept : data_(container.data()), size_(container.size()) {}
 
@@ -109,7 +110,9 @@ class c_names {
     pointers_.reserve(all.size());
     for (const auto& one : all) pointers_.push_back(one.c_str());
   }
-  const char* const* data() const noexcept { return pointers_.empty() ? nullptr : pointers_.data(); }
+  const char* const* data() const noexcept {
+    return pointers_.empty() ? nullptr : pointers_.data();
+  }
   std::size_t size() const noexcept { return pointers_.size(); }
 
  private:
@@ -144,7 +147,9 @@ using param_list = given<kvf_param_list, kvf_param_list_free>;
 using notification_list = given<kvf_notification_list, kvf_notification_list_free>;
 using query_list = given<kvf_query_list, kvf_query_list_free>;
 
-inline bytes to_bytes(const kvf_buffer& b) { return b.len == 0 ? bytes() : bytes(b.data, b.data + b.len); }
+inline bytes to_bytes(const kvf_buffer& b) {
+  return b.len == 0 ? bytes() : bytes(b.data, b.data + b.len);
+}
 
 inline std::string to_string(const kvf_buffer& b) {
   return b.len == 0 ? std::string() : std::string(reinterpret_cast<const char*>(b.data), b.len);
@@ -157,7 +162,8 @@ inline names to_names(const kvf_string_list& list) {
 inline params to_params(const kvf_param_list& list) {
   params all;
   all.reserve(list.len);
-  for (std::size_t i = 0; i < list.len; i++) all.emplace_back(list.items[i].key, list.items[i].value);
+  for (std::size_t i = 0; i < list.len; i++)
+    all.emplace_back(list.items[i].key, list.items[i].value);
   return all;
 }
 

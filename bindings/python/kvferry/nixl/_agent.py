@@ -44,6 +44,9 @@ from ._inputs import (
     take_notifications,
     text,
 )
+from .logging import get_logger
+
+logger = get_logger(__name__)
 
 #: The agent name that stands for "this agent, as the initiator".
 NIXL_INIT_AGENT = ""
@@ -67,6 +70,12 @@ _KIND_NAMES = {kind.value: kind.name for kind in nixl_mem_t}
 
 _OPTIONS_SIZE = sizeof(kvf_transfer_options)
 _NO_BYTES = (c_uint8 * 2)()
+
+
+_NO_VIEWS = (
+    "memory views (NIXL's GPU device API) are not offered by kvferry; "
+    "HAVE_UCX_GPU_DEVICE_API is False"
+)
 
 
 def _progress(config: nixlAgentConfig) -> int:
@@ -482,8 +491,8 @@ class nixlAgent:
 
     def sendLocalMD(self, ip_addr: str = "", port: int = 0) -> None:
         """Sends the metadata to a peer's listener or the central store."""
-        check(
-            lib.kvf_agent_send_metadata(self._handle, text(ip_addr) or None, port_number(port)), _NO_STORE
+        self._exchange(
+            lib.kvf_agent_send_metadata(self._handle, text(ip_addr) or None, port_number(port))
         )
 
     def sendLocalPartialMD(
@@ -498,32 +507,37 @@ class nixlAgent:
         """Sends metadata of some ranges only."""
         table, kind = registration(descs)
         names, count = self._names(backends)
-        check(
+        self._exchange(
             lib.kvf_agent_send_partial_metadata(
                 self._handle, kind, table.pointer, table.rows, bool(inc_conn_info), names, count,
                 text(ip_addr) or None, port_number(port), text(label) or None,
-            ),
-            _NO_STORE,
+            )
         )
 
     def fetchRemoteMD(
         self, remote_agent: str, ip_addr: str = "", port: int = 0, label: str = ""
     ) -> None:
         """Asks for a peer's metadata."""
-        check(
+        self._exchange(
             lib.kvf_agent_fetch_metadata(
                 self._handle, text(remote_agent), text(ip_addr) or None, port_number(port),
                 text(label) or None,
-            ),
-            _NO_STORE,
+            )
         )
 
     def invalidateLocalMD(self, ip_addr: str = "", port: int = 0) -> None:
         """Tells a peer's listener or the central store that this agent's metadata is void."""
-        check(
-            lib.kvf_agent_invalidate_metadata(self._handle, text(ip_addr) or None, port_number(port)),
-            _NO_STORE,
+        self._exchange(
+            lib.kvf_agent_invalidate_metadata(self._handle, text(ip_addr) or None, port_number(port))
         )
+
+    def _exchange(self, status: int) -> None:
+        """NIXL accepts the exchange of metadata with a peer from an agent that has no listener, and
+        never does it. It would be no service to raise where a program that runs on NIXL goes on."""
+        if status == errors.InvalidStateError.status:
+            logger.error("Nothing is exchanged: %s", errors.last_message())
+        else:
+            check(status, _NO_STORE)
 
     # ------------------------------------------------------------------ not offered
 
