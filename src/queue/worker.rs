@@ -34,6 +34,10 @@ pub(super) struct Worker {
     agent: Arc<Agent>,
     shared: Arc<Shared>,
     inbox: Receiver<Command>,
+    #[allow(
+        clippy::vec_box,
+        reason = "jobs are large, and are taken out of the middle in their order"
+    )]
     jobs: Vec<Box<Job>>,
     slice: Slice,
     closing: Option<Closing>,

@@ -32,8 +32,8 @@ fn all_bytes_of_all_ranks_then_one_completion() {
             }
         } else {
             same("the sink", &world.mine.read(), &mine);
-            for s in 0..3 {
-                let want = pushed(&world, s, &mine, &theirs[s], &local, &remote);
+            for (s, theirs) in theirs.iter().enumerate() {
+                let want = pushed(&world, s, &mine, theirs, &local, &remote);
                 same("a source", &world.theirs[s].read(), &want);
             }
         }
