@@ -816,7 +816,7 @@ fn each<T>(items: &[T], what: &str, mut add: impl FnMut(&T) -> Result<()>) -> Re
 fn parallel(p: &kvf_parallel) -> Result<Parallel> {
     zero(p.reserved.into(), "options.parallel.reserved")?;
     let size = |n: u32| nonzero(n).unwrap_or(1);
-    Ok(Parallel {
+    let made = Parallel {
         tp_rank: p.tp_rank,
         tp_size: size(p.tp_size),
         pp_rank: p.pp_rank,
@@ -824,7 +824,10 @@ fn parallel(p: &kvf_parallel) -> Result<Parallel> {
         dcp_rank: p.dcp_rank,
         dcp_size: size(p.dcp_size),
         dcp_interleave: p.dcp_interleave,
-    })
+    };
+    // Before the layers, whose heads are dealt out by it.
+    made.validate().map_err(|e| e.context("options.parallel"))?;
+    Ok(made)
 }
 
 fn group(g: &kvf_group) -> Result<Group> {
