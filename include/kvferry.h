@@ -418,7 +418,10 @@ typedef struct kvf_agent_options {
   const kvf_backend *backends;
   /** Their number. */
   size_t backends_len;
-  /** How long the progress thread sleeps at most, in microseconds; 0 is the default, 10 ms. */
+  /**
+   * How long the progress thread sleeps at most, in microseconds; 0 is the transport's choice (2 ms
+   * for `nixl`; `local` needs none).
+   */
   uint64_t progress_delay_us;
   /** One of `KVF_SYNC_...`. In every mode the agent may be used from many threads at once. */
   uint32_t sync_mode;
@@ -556,7 +559,9 @@ kvf_status kvf_agent_register(kvf_agent agent,
  * Takes registered ranges back; arguments as they were for `kvf_agent_register()`. Peers that hold
  * older metadata are not told: see to it that they are done. Any thread.
  *
- * @return `KVF_ERR_NOT_FOUND` or `KVF_ERR_NOT_REGISTERED` for a range that is not registered.
+ * @return `KVF_ERR_NOT_FOUND` or `KVF_ERR_NOT_REGISTERED` for a range that is not registered;
+ *         `KVF_ERR_BUSY` if transfers of this agent in these ranges have not come to rest within
+ *         the drain timeout: they are still registered then, call again.
  */
 KVF_MUST_USE
 kvf_status kvf_agent_deregister(kvf_agent agent,
@@ -614,7 +619,8 @@ kvf_status kvf_agent_partial_metadata(kvf_agent agent,
  * @param metadata  As the peer got it from `kvf_agent_metadata()`; borrowed.
  * @param name      Receives the peer's name; free with `kvf_buffer_free()`. May be NULL.
  * @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not such metadata, truncated ones, or a
- *         peer that this transport cannot reach.
+ *         peer that this transport cannot reach. `KVF_ERR_INVALID_STATE` (`nixl`) if a peer of this
+ *         name is known and this is another: call `kvf_agent_remove_remote()` first.
  */
 KVF_MUST_USE
 kvf_status kvf_agent_add_remote(kvf_agent agent,
@@ -625,7 +631,8 @@ kvf_status kvf_agent_add_remote(kvf_agent agent,
 /**
  * Forgets a peer and disconnects from it. Transfers with it fail. Any thread.
  *
- * @return `KVF_ERR_NOT_FOUND` for an unknown peer.
+ * @return `KVF_ERR_NOT_FOUND` for an unknown peer; `KVF_ERR_BUSY` if its transfers have not come to
+ *         rest within the drain timeout: it is still known then, call again.
  */
 KVF_MUST_USE
 kvf_status kvf_agent_remove_remote(kvf_agent agent,

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the release library for C and C++ programs: the shared library with its SONAME link, the
 # static one, the headers, and the package files for pkg-config and CMake.
-# PREFIX (/usr/local), LIBDIR ($PREFIX/lib) and DESTDIR (empty) come from the environment.
+# PREFIX (/usr/local), LIBDIR ($PREFIX/lib) and DESTDIR (empty) come from the environment, and
+# KVF_BUILT, the folder of the built libraries, where it is not cargo's of the release profile.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -16,7 +17,7 @@ done
 
 stage install "into $destdir$prefix"
 version=$(kvf_version)
-built=$KVF_TARGET/release
+built=${KVF_BUILT:-$KVF_TARGET/release}
 for file in "$built/libkvferry.so" "$built/libkvferry.a" include/kvferry.h bindings/cpp/include/kvferry.hpp; do
     [ -f "$file" ] || die "$file is not there"
 done
@@ -30,6 +31,8 @@ ln -sf "$shared" "$destdir$libdir/$soname"
 ln -sf "$soname" "$destdir$libdir/libkvferry.so"
 install -m 644 "$built/libkvferry.a" "$destdir$libdir/"
 install -m 644 include/kvferry.h bindings/cpp/include/kvferry.hpp "$destdir$includedir/"
+install -d "$destdir$includedir/kvferry"
+install -m 644 bindings/cpp/include/kvferry/*.hpp "$destdir$includedir/kvferry/"
 
 # fill TEMPLATE FILE: the @NAME@s in a file of packaging/. "|" separates, since values are paths.
 fill() {

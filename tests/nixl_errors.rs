@@ -523,6 +523,9 @@ fn metadata_by_address_goes_through_listeners() {
             .then_some(())
     });
 
+    let deaf = agent(&unique("deaf"));
+    let e = fail(deaf.send_metadata(to));
+    expect(e, Status::InvalidState, "listen port");
     expect(
         fail(a.fetch_metadata(&b_name, to, Some("label"))),
         Status::NotSupported,
@@ -684,7 +687,7 @@ fn storage_backends_know_their_files() {
     let memory = Buffer::new(BLOCK, pattern(9));
     a.register(MemKind::Dram, &memory.reg(), &[])
         .expect("register");
-    a.register(MemKind::File, &[named.clone()], &["POSIX"])
+    a.register(MemKind::File, std::slice::from_ref(&named), &["POSIX"])
         .expect("register");
     let (l, r) = ([memory.all()], [range]);
     let (l, r) = ((MemKind::Dram, &l[..]), (MemKind::File, &r[..]));

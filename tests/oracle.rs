@@ -171,6 +171,22 @@ fn layers_packed_in_a_row() {
 }
 
 #[test]
+fn regions_of_their_own_for_each_head() {
+    for kv in PLACEMENTS.into_iter().chain([KvPlacement::Slabs]) {
+        let plain = GroupStyle::new(4, HND, kv);
+        let by_head = GroupStyle {
+            by_head: true,
+            ..plain
+        };
+        for (p, d) in [(plain, by_head), (by_head, plain), (by_head, by_head)] {
+            for (p_tp, d_tp) in [(2, 2), (2, 1), (1, 2), (8, 2), (2, 8)] {
+                run(&[dense(4, 2)], tp(p_tp, &[p]), tp(d_tp, &[d]));
+            }
+        }
+    }
+}
+
+#[test]
 fn mixed_mla_and_dense() {
     let model = [
         mla(2),
@@ -377,9 +393,10 @@ fn group_style() -> impl Strategy<Value = GroupStyle> {
         any::<bool>(),
         0..4u32,
         any::<bool>(),
+        0..4u32,
     )
         .prop_map(
-            |(tokens, pages_per_block, hnd, kv, channels, padding, packed)| GroupStyle {
+            |(tokens, pages_per_block, hnd, kv, channels, padding, packed, by_head)| GroupStyle {
                 tokens_per_page: 1 << tokens,
                 pages_per_block,
                 order: if hnd { HND } else { NHD },
@@ -391,6 +408,7 @@ fn group_style() -> impl Strategy<Value = GroupStyle> {
                 },
                 padding,
                 packed,
+                by_head: by_head == 3,
             },
         )
 }
@@ -468,6 +486,7 @@ fn assemble(
             (d.tokens_per_page, d.pages_per_block) = d_groups[0].shape();
             let fits = |own: &GroupStyle, below: &GroupStyle| {
                 own.kv != KvPlacement::Regions
+                    && !own.by_head
                     && !(m.kind == GroupKind::State && below.packed && below.pages_per_block > 1)
             };
             let enough = m.layers.len() <= model[0].layers.len();

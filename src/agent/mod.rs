@@ -49,6 +49,16 @@ impl Shared {
         }
         Ok(&*self.transport)
     }
+
+    /// Why a transfer failed when its agent was closed under it: to the transport that may look
+    /// like a lost peer, which would send the caller looking in the wrong place.
+    fn explain(&self, e: Error) -> Error {
+        if self.closed.load(Ordering::Acquire) && e.status() != Status::Canceled {
+            let why = format!("the agent has been destroyed: {}", e.message());
+            return Error::new(Status::InvalidState, why);
+        }
+        e
+    }
 }
 
 /// Which messages a caller wants.
@@ -342,14 +352,16 @@ impl Agent {
                 remote_indices.len()
             );
         }
-        let inner = transport.make_transfer(
-            op,
-            &*local.inner,
-            local_indices,
-            &*remote.inner,
-            remote_indices,
-            options,
-        )?;
+        let inner = transport
+            .make_transfer(
+                op,
+                &*local.inner,
+                local_indices,
+                &*remote.inner,
+                remote_indices,
+                options,
+            )
+            .map_err(|e| self.shared.explain(e))?;
         Ok(Transfer {
             inner,
             shared: self.shared.clone(),
@@ -390,7 +402,9 @@ impl Agent {
                 remote.1[i].len
             );
         }
-        let inner = transport.create_transfer(op, local, remote, remote_agent, options)?;
+        let inner = transport
+            .create_transfer(op, local, remote, remote_agent, options)
+            .map_err(|e| self.shared.explain(e))?;
         Ok(Transfer {
             inner,
             shared: self.shared.clone(),
@@ -437,12 +451,14 @@ impl Transfer {
         if let Some(payload) = notification {
             check_notification(payload)?;
         }
-        self.inner.post(notification)
+        self.inner
+            .post(notification)
+            .map_err(|e| self.shared.explain(e))
     }
 
     /// Where it stands. An error is final and means that no byte moves any more.
     pub fn state(&self) -> Result<TransferState> {
-        self.inner.state()
+        self.inner.state().map_err(|e| self.shared.explain(e))
     }
 
     /// Asks it to stop; it has come to rest when [`Transfer::state`] is no longer in progress.
@@ -470,10 +486,10 @@ impl Transfer {
     /// Whether it may be let go: asks it to stop if it is under way, and then answers
     /// [`Status::Busy`] until it has come to rest.
     pub fn settle(&self) -> Result<()> {
-        match self.inner.state() {
+        match self.state() {
             Ok(TransferState::InProgress) => {
-                self.inner.cancel()?;
-                match self.inner.state() {
+                self.cancel()?;
+                match self.state() {
                     Ok(TransferState::InProgress) => bail!(
                         Status::Busy,
                         "the transfer is still moving bytes; it was asked to stop, release it later"

@@ -86,7 +86,8 @@ pub struct kvf_agent_options {
     pub backends: *const kvf_backend,
     /// Their number.
     pub backends_len: usize,
-    /// How long the progress thread sleeps at most, in microseconds; 0 is the default, 10 ms.
+    /// How long the progress thread sleeps at most, in microseconds; 0 is the transport's choice (2 ms
+    /// for `nixl`; `local` needs none).
     pub progress_delay_us: u64,
     /// One of `KVF_SYNC_…`. In every mode the agent may be used from many threads at once.
     pub sync_mode: u32,
@@ -329,7 +330,9 @@ pub unsafe extern "C" fn kvf_agent_register(
 /// Takes registered ranges back; arguments as they were for `kvf_agent_register()`. Peers that hold
 /// older metadata are not told: see to it that they are done. Any thread.
 ///
-/// @return `KVF_ERR_NOT_FOUND` or `KVF_ERR_NOT_REGISTERED` for a range that is not registered.
+/// @return `KVF_ERR_NOT_FOUND` or `KVF_ERR_NOT_REGISTERED` for a range that is not registered;
+///         `KVF_ERR_BUSY` if transfers of this agent in these ranges have not come to rest within
+///         the drain timeout: they are still registered then, call again.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_deregister(
@@ -442,7 +445,8 @@ pub unsafe extern "C" fn kvf_agent_partial_metadata(
 /// @param metadata  As the peer got it from `kvf_agent_metadata()`; borrowed.
 /// @param name      Receives the peer's name; free with `kvf_buffer_free()`. May be NULL.
 /// @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not such metadata, truncated ones, or a
-///         peer that this transport cannot reach.
+///         peer that this transport cannot reach. `KVF_ERR_INVALID_STATE` (`nixl`) if a peer of this
+///         name is known and this is another: call `kvf_agent_remove_remote()` first.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_add_remote(
@@ -469,7 +473,8 @@ pub unsafe extern "C" fn kvf_agent_add_remote(
 
 /// Forgets a peer and disconnects from it. Transfers with it fail. Any thread.
 ///
-/// @return `KVF_ERR_NOT_FOUND` for an unknown peer.
+/// @return `KVF_ERR_NOT_FOUND` for an unknown peer; `KVF_ERR_BUSY` if its transfers have not come to
+///         rest within the drain timeout: it is still known then, call again.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_remove_remote(

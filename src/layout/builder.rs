@@ -249,7 +249,47 @@ impl LayoutBuilder {
         shape: DenseShape,
         spans: &[Span],
     ) -> Result<&mut Self> {
-        let (head_first, head_count) = self.heads(shape.kv_heads)?;
+        let heads = self.heads(shape.kv_heads)?;
+        self.dense_heads(group, layer, shape, heads, spans)
+    }
+
+    /// Adds an attention layer with heads whose every head has regions of its own. `spans` is one
+    /// region for each head that this rank holds, or with [`KvPlacement::Regions`] K's and V's of the
+    /// first, then of the next.
+    pub fn dense_by_head(
+        &mut self,
+        group: u32,
+        layer: u32,
+        shape: DenseShape,
+        spans: &[Span],
+    ) -> Result<&mut Self> {
+        let (first, count) = self.heads(shape.kv_heads)?;
+        let each = if shape.kv == KvPlacement::Regions {
+            2
+        } else {
+            1
+        };
+        if spans.len() != each * count as usize {
+            bail!(
+                Status::InvalidArgument,
+                "layer {layer}: {} regions for {count} heads, {each} wanted for each",
+                spans.len()
+            );
+        }
+        for (head, spans) in (first..).zip(spans.chunks(each)) {
+            self.dense_heads(group, layer, shape, (head, 1), spans)?;
+        }
+        Ok(self)
+    }
+
+    fn dense_heads(
+        &mut self,
+        group: u32,
+        layer: u32,
+        shape: DenseShape,
+        (head_first, head_count): (u32, u32),
+        spans: &[Span],
+    ) -> Result<&mut Self> {
         let rows = self.tokens_per_page(group)?;
         let wanted = if shape.kv == KvPlacement::Regions {
             2

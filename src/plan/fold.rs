@@ -22,19 +22,17 @@ pub(super) struct Draft {
 }
 
 /// Folds all drafts; the order of the result is by peer, group and local address.
-pub(super) fn fold(drafts: Vec<Draft>, merge: bool) -> Vec<Lane> {
-    let mut drafts = drafts;
-    for d in &mut drafts {
-        shrink(&mut d.lane);
-    }
-    while merge {
-        let before = drafts.len();
-        drafts = merge_neighbours(drafts);
-        if drafts.len() == before {
-            break;
-        }
-        for d in &mut drafts {
-            shrink(&mut d.lane);
+pub(super) fn fold(mut drafts: Vec<Draft>, merge: bool) -> Vec<Lane> {
+    drafts.iter_mut().for_each(|d| shrink(&mut d.lane));
+    if merge {
+        loop {
+            let before = drafts.len();
+            drafts = merge_neighbours(drafts);
+            if drafts.len() == before {
+                break;
+            }
+            // A longer copy may now be as long as a step.
+            drafts.iter_mut().for_each(|d| shrink(&mut d.lane));
         }
     }
     drafts.into_iter().map(|d| d.lane).collect()
@@ -211,5 +209,34 @@ mod tests {
         assert_eq!(fold(drafts(false), true).len(), 1);
         assert_eq!(fold(drafts(false), false).len(), 2);
         assert_eq!(fold(drafts(true), true).len(), 2);
+    }
+
+    #[test]
+    fn neighbours_that_step_differently_stay_apart() {
+        let once = [(1, 0, 0), (1, 0, 0)];
+        let first = lane(16, once);
+        let mut second = lane(16, once);
+        (second.local.base, second.remote.base) = (16, 16);
+        let count = |second: Lane| {
+            let draft = |lane| Draft {
+                lane,
+                regions: (0, 0),
+                single_page: (false, false),
+            };
+            fold(vec![draft(first), draft(second)], true).len()
+        };
+        assert_eq!(count(second), 1);
+        for change in [
+            |l: &mut Lane| l.remote.stride = 8192,
+            |l: &mut Lane| l.local.sub_stride = 16,
+            |l: &mut Lane| l.remote.base = 32,
+            |l: &mut Lane| l.remote.device = 1,
+            |l: &mut Lane| l.remote_shard = 1,
+            |l: &mut Lane| l.peer = 1,
+        ] {
+            let mut other = second;
+            change(&mut other);
+            assert_eq!(count(other), 2);
+        }
     }
 }

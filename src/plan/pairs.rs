@@ -105,31 +105,48 @@ impl Plan {
                 request.groups[i].remote
             }
         };
-        let mut all: Vec<u32> = Vec::new();
         for i in 0..request.groups.len() {
-            if (0..i).any(|j| pool(j) == pool(i)) {
+            let same_pool = |j: &usize| pool(*j) == pool(i);
+            if (0..i).any(|j| same_pool(&j)) {
                 continue;
             }
-            all.clear();
-            for j in (i..request.groups.len()).filter(|j| pool(*j) == pool(i)) {
-                all.extend_from_slice(ids(j));
-            }
-            all.sort_unstable();
-            if let Some(twice) = all.windows(2).find(|w| w[0] == w[1]) {
-                let whose: Vec<String> = (0..request.groups.len())
-                    .filter(|j| pool(*j) == pool(i) && ids(*j).contains(&twice[0]))
+            let mine: Vec<usize> = (i..request.groups.len()).filter(same_pool).collect();
+            let all = || mine.iter().flat_map(|j| ids(*j).iter().copied());
+            let count: usize = mine.iter().map(|j| ids(*j).len()).sum();
+            if let Some(twice) = first_repeated(all(), count) {
+                let whose: Vec<String> = mine
+                    .iter()
+                    .filter(|j| ids(**j).contains(&twice))
                     .map(|j| j.to_string())
                     .collect();
                 bail!(
                     Status::InvalidArgument,
-                    "{name} block {} occurs twice (group {})",
-                    twice[0],
+                    "{name} block {twice} occurs twice (group {})",
                     whose.join(", ")
                 );
             }
         }
         Ok(())
     }
+}
+
+/// An id that occurs more than once.
+fn first_repeated(ids: impl Iterator<Item = u32> + Clone, count: usize) -> Option<u32> {
+    let max = ids.clone().max()? as usize;
+    if max / 64 <= count {
+        // A bit for each id that is possible costs less than sorting.
+        let mut seen = vec![0u64; max / 64 + 1];
+        let mut ids = ids;
+        return ids.find(|id| {
+            let (word, bit) = (&mut seen[*id as usize / 64], 1u64 << (id % 64));
+            let before = *word;
+            *word |= bit;
+            before & bit != 0
+        });
+    }
+    let mut sorted: Vec<u32> = ids.collect();
+    sorted.sort_unstable();
+    sorted.windows(2).find(|w| w[0] == w[1]).map(|w| w[0])
 }
 
 fn check_ids(group: usize, name: &str, ids: &[u32], side: &SideGeometry) -> Result<()> {

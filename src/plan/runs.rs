@@ -145,50 +145,24 @@ impl Plan {
             plan: self.clone(),
             runs: Vec::new(),
             ends: Vec::with_capacity(self.0.lists.len()),
-            coverage: vec![Coverage::default(); self.0.groups.len()],
+            coverage: Vec::with_capacity(self.0.groups.len()),
             batch_stats: Vec::with_capacity(self.0.batches.len()),
         };
-        // Pairs by group and shares; lists that differ in contiguity only have the same ones.
-        let mut sorted: Vec<((u32, (u32, u32)), Vec<Pair>)> = Vec::new();
-        for (i, (group, blocks)) in self.0.groups.iter().zip(request.groups).enumerate() {
-            let placed = place(group, blocks, request.tokens, self.0.direction)
+        let mut buckets = Vec::new();
+        for (i, blocks) in request.groups.iter().enumerate() {
+            let coverage = self
+                .sort_pairs(i, blocks, request.tokens, &mut buckets)
                 .map_err(|e| e.context(format_args!("group {i}")))?;
-            let Some(at) = placed else { continue };
-            out.coverage[i] = at.coverage;
-            let first = sorted.len();
-            for key in self.0.lists.iter().filter(|k| k.group == i as u32) {
-                if !sorted[first..]
-                    .iter()
-                    .any(|s| s.0 == (key.group, key.shards))
-                {
-                    sorted.push(((key.group, key.shards), Vec::new()));
-                }
-            }
-            let buckets = &mut sorted[first..];
-            for_each_atom(group, blocks, &at, |local_shard, remote_shard, pair| {
-                let shards = (local_shard, remote_shard);
-                if let Some((_, pairs)) = buckets.iter_mut().find(|b| b.0.1 == shards) {
-                    pairs.push(pair);
-                }
-            })
-            .map_err(|e| e.context(format_args!("group {i}")))?;
-            for (_, pairs) in buckets {
-                pairs.sort_unstable();
-            }
+            out.coverage.push(coverage);
         }
+        // Number of pairs and of runs of each list.
         let mut counts = Vec::with_capacity(self.0.lists.len());
         for key in &self.0.lists {
-            let pairs = sorted
-                .iter()
-                .find(|s| s.0 == (key.group, key.shards))
-                .map_or(&[][..], |s| &s.1[..]);
+            let bucket = buckets.iter().find(|b| b.serves(key));
+            let pairs = bucket.map_or(&[][..], |b| &b.pairs);
             let before = out.runs.len();
-            merge(
-                key,
-                &self.0.groups[key.group as usize],
-                pairs,
-                &mut out.runs,
-            );
+            let group = &self.0.groups[key.group as usize];
+            merge(key, group, pairs, &mut out.runs);
             out.ends.push(out.runs.len());
             counts.push((pairs.len() as u64, (out.runs.len() - before) as u64));
         }
@@ -204,6 +178,58 @@ impl Plan {
             out.batch_stats.push(stats);
         }
         Ok(out)
+    }
+
+    /// Adds the sorted pairs of a group, a bucket for each pair of shares that its lanes have.
+    fn sort_pairs(
+        &self,
+        group: usize,
+        blocks: &GroupBlocks,
+        tokens: Option<u64>,
+        buckets: &mut Vec<Bucket>,
+    ) -> Result<Coverage> {
+        let geometry = &self.0.groups[group];
+        let Some(at) = place(geometry, blocks, tokens, self.0.direction)? else {
+            return Ok(Coverage::default());
+        };
+        let first = buckets.len();
+        for key in self.0.lists.iter().filter(|k| k.group as usize == group) {
+            if !buckets[first..].iter().any(|b| b.serves(key)) {
+                let (group, shards) = (key.group, key.shards);
+                buckets.push(Bucket {
+                    group,
+                    shards,
+                    pairs: Vec::new(),
+                });
+            }
+        }
+        let own = &mut buckets[first..];
+        for_each_atom(geometry, blocks, &at, |local_shard, remote_shard, pair| {
+            let shards = (local_shard, remote_shard);
+            if let Some(bucket) = own.iter_mut().find(|b| b.shards == shards) {
+                bucket.pairs.push(pair);
+            }
+        })?;
+        for bucket in own {
+            // Whatever follows a pair on the local side comes next; the remote side is compared when
+            // merging.
+            bucket.pairs.sort_unstable_by_key(|p| p.local);
+        }
+        Ok(at.coverage)
+    }
+}
+
+/// The pairs of a group between two shares of its tokens. Lists that differ in contiguity only have
+/// the same ones.
+struct Bucket {
+    group: u32,
+    shards: (u32, u32),
+    pairs: Vec<Pair>,
+}
+
+impl Bucket {
+    fn serves(&self, key: &ListKey) -> bool {
+        (self.group, self.shards) == (key.group, key.shards)
     }
 }
 

@@ -38,7 +38,8 @@ pub struct AgentOptions {
     pub backends: Option<Vec<(String, Params)>>,
     /// Who answers peers while the caller is busy elsewhere.
     pub progress: Progress,
-    /// How long the progress thread sleeps when nothing wakes it; `None` is 10 ms.
+    /// How long the progress thread sleeps when nothing wakes it; `None` is the
+    /// transport's choice (2 ms for `nixl`).
     pub progress_delay: Option<Duration>,
     /// `nixl`: port of NIXL's own metadata listener; `None` is no listener.
     pub listen_port: Option<u16>,

@@ -1,5 +1,5 @@
-/* Transfers that take their time: states, busy, cancel, and agents destroyed in the middle. Uses the
- * transport for tests, which can hold transfers back. */
+/* Transfers that take their time: states, busy, cancel, and agents destroyed in the middle. Uses
+ * the transport for tests, which can hold transfers back. */
 #include "fixture.h"
 
 static kvf_agent agent;
@@ -7,7 +7,7 @@ static pool p;
 static kvf_desc_list local, remote;
 
 /* Changes the script of the transport. */
-static void script(const char *key, const char *value) {
+static void script(const char* key, const char* value) {
   kvf_param param = {key, value};
   kvf_backend backend = {"test", &param, 1};
   CHECK_OK(kvf_agent_create_backend(agent, &backend));

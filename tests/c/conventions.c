@@ -5,8 +5,8 @@
 
 #include "check.h"
 
-static int entries(const char *folder) {
-  DIR *dir = opendir(folder);
+static int entries(const char* folder) {
+  DIR* dir = opendir(folder);
   CHECK(dir != NULL);
   int n = 0;
   while (readdir(dir) != NULL) n++;
@@ -31,7 +31,7 @@ static void status_names(void) {
     CHECK(strcmp(kvf_status_name(unknown[i]), "unknown status") == 0);
 }
 
-static void *other_thread(void *unused) {
+static void* other_thread(void* unused) {
   (void)unused;
   CHECK(strcmp(kvf_last_error_message(), "") == 0);
   CHECK_STATUS(KVF_ERR_INTERNAL, kvf_debug_panic("the other thread's"));

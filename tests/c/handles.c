@@ -94,8 +94,8 @@ static void channel_is(kvf_status expected, kvf_side_channel channel) {
 
 #define AS(type, handle) ((type){(handle).id})
 
-int main(int argc, char **argv) {
-  const char *transport = transport_of(argc, argv);
+int main(int argc, char** argv) {
+  const char* transport = transport_of(argc, argv);
   const kvf_status bad = KVF_ERR_INVALID_HANDLE;
 
   kvf_agent agent = make_agent(transport, "handles");

@@ -1,7 +1,10 @@
-/* The header stands alone, may be included twice, and has what it says. Compiled by tests/header
- * checks as C99, C11 and C++17 with every warning an error. */
+/* The header stands alone, may be included twice, and has what it says. Compiled
+ * as C99, C11 and C++17 with every warning an error. */
+/* clang-format would take the second away. */
+/* clang-format off */
 #include "kvferry.h"
 #include "kvferry.h"
+/* clang-format on */
 
 int main(void) {
   kvf_agent_options agent = kvf_agent_options_default();

@@ -20,8 +20,8 @@
 #define HANDLE(type) \
   SIZE(type, 8, 8);  \
   FIELD(type, id, 0)
-#define LIST(type)      \
-  SIZE(type, 16, 8);    \
+#define LIST(type)       \
+  SIZE(type, 16, 8);     \
   FIELD(type, items, 0); \
   FIELD(type, len, 8)
 

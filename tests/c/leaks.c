@@ -5,8 +5,8 @@
 
 #include "fixture.h"
 
-static long entries(const char *folder) {
-  DIR *dir = opendir(folder);
+static long entries(const char* folder) {
+  DIR* dir = opendir(folder);
   CHECK(dir != NULL);
   long n = 0;
   while (readdir(dir) != NULL) n++;
@@ -18,7 +18,7 @@ static long heap_in_use(void) { return (long)mallinfo2().uordblks; }
 
 static pool p, q;
 
-static void one_round(const char *transport) {
+static void one_round(const char* transport) {
   kvf_agent a = make_agent(transport, "a"), b = make_agent(transport, "b");
   pool_register(a, &p);
   pool_register(b, &q);
@@ -26,7 +26,7 @@ static void one_round(const char *transport) {
   kvf_desc_list local = blocks_of(a, NULL, &p), remote = blocks_of(a, "b", &q);
   const int32_t to[] = {0, 2}, from[] = {3, 1};
   kvf_transfer_options o = kvf_transfer_options_default();
-  o.notification = (const uint8_t *)"done";
+  o.notification = (const uint8_t*)"done";
   o.notification_len = 4;
   for (int i = 0; i < 10; i++) {
     kvf_transfer t;
@@ -40,7 +40,7 @@ static void one_round(const char *transport) {
     CHECK_STATUS(KVF_ERR_PEER_INCOMPATIBLE, kvf_agent_add_remote(a, p.bytes, 64, NULL));
   }
   /* Messages that nobody takes. */
-  CHECK_OK(kvf_agent_notify(a, "b", (const uint8_t *)"unread", 6, NULL));
+  CHECK_OK(kvf_agent_notify(a, "b", (const uint8_t*)"unread", 6, NULL));
   kvf_side_channel channel;
   CHECK_OK(kvf_side_channel_listen(NULL, q.bytes, 64, &channel));
   uint16_t port;
@@ -53,8 +53,8 @@ static void one_round(const char *transport) {
   CHECK_OK(kvf_agent_destroy(a));
 }
 
-int main(int argc, char **argv) {
-  const char *transport = transport_of(argc, argv);
+int main(int argc, char** argv) {
+  const char* transport = transport_of(argc, argv);
   const int rounds = is_transport(transport, "nixl") ? 4 : 400;
   p = pool_new(4096, 4);
   q = pool_new(4096, 4);

@@ -10,8 +10,8 @@ typedef struct sink {
   char last[256];
 } sink;
 
-static void on_record(void *env, int32_t level, const char *target, const char *message) {
-  sink *s = (sink *)env;
+static void on_record(void* env, int32_t level, const char* target, const char* message) {
+  sink* s = (sink*)env;
   if (atomic_load(&s->finalized) != 0) abort();
   CHECK(target != NULL && strncmp(target, "kvferry", 7) == 0);
   pthread_mutex_lock(&s->mutex);
@@ -21,11 +21,11 @@ static void on_record(void *env, int32_t level, const char *target, const char *
   atomic_fetch_add(&s->calls, 1);
 }
 
-static void on_end(void *env) { atomic_fetch_add(&((sink *)env)->finalized, 1); }
+static void on_end(void* env) { atomic_fetch_add(&((sink*)env)->finalized, 1); }
 
-static void *fails_often(void *stop) {
+static void* fails_often(void* stop) {
   kvf_agent null = {0};
-  while (!atomic_load((atomic_int *)stop))
+  while (!atomic_load((atomic_int*)stop))
     CHECK_STATUS(KVF_ERR_INVALID_HANDLE, kvf_agent_destroy(null));
   return NULL;
 }
@@ -60,8 +60,7 @@ int main(void) {
   CHECK_OK(kvf_log_set_level(KVF_LOG_DEBUG));
   atomic_int stop = 0;
   pthread_t threads[4];
-  for (int i = 0; i < 4; i++)
-    CHECK_EQ(pthread_create(&threads[i], NULL, fails_often, &stop), 0);
+  for (int i = 0; i < 4; i++) CHECK_EQ(pthread_create(&threads[i], NULL, fails_often, &stop), 0);
   WAIT_FOR(atomic_load(&first.calls) > 100);
   CHECK_OK(kvf_log_set_callback(on_record, &second, on_end));
   WAIT_FOR(atomic_load(&first.finalized) == 1);

@@ -4,10 +4,10 @@
 
 #include "check.h"
 
-static void *panics(void *number) {
+static void* panics(void* number) {
   char text[64];
   for (int i = 0; i < 20; i++) {
-    snprintf(text, sizeof text, "thread %d, panic %d: caf\xc3\xa9", *(const int *)number, i);
+    snprintf(text, sizeof text, "thread %d, panic %d: caf\xc3\xa9", *(const int*)number, i);
     CHECK_BAD(KVF_ERR_INTERNAL, text, kvf_debug_panic(text));
     CHECK_MESSAGE("internal error: panic: ");
   }

@@ -11,13 +11,13 @@ static uint16_t port_of(kvf_side_channel channel) {
   kvf_buffer host = {0};
   uint16_t port = 0;
   CHECK_OK(kvf_side_channel_address(channel, &host, &port));
-  CHECK(strcmp((const char *)host.data, "127.0.0.1") == 0);
+  CHECK(strcmp((const char*)host.data, "127.0.0.1") == 0);
   CHECK(port != 0);
   kvf_buffer_free(&host);
   return port;
 }
 
-static void expect(uint16_t port, const void *bytes, size_t len) {
+static void expect(uint16_t port, const void* bytes, size_t len) {
   kvf_buffer got = {0};
   CHECK_OK(kvf_side_channel_request(NULL, "127.0.0.1", port, 0, 0, &got));
   CHECK_EQ(got.len, len);
@@ -30,18 +30,18 @@ static int plain_client(uint16_t port) {
   struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
   to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   CHECK(fd >= 0);
-  CHECK_EQ(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
+  CHECK_EQ(connect(fd, (struct sockaddr*)&to, sizeof to), 0);
   return fd;
 }
 
-static void *asks(void *port) {
-  for (int i = 0; i < 20; i++) expect(*(const uint16_t *)port, "second", 6);
+static void* asks(void* port) {
+  for (int i = 0; i < 20; i++) expect(*(const uint16_t*)port, "second", 6);
   return NULL;
 }
 
 int main(void) {
   kvf_side_channel channel = {0};
-  CHECK_OK(kvf_side_channel_listen(NULL, (const uint8_t *)"first", 5, &channel));
+  CHECK_OK(kvf_side_channel_listen(NULL, (const uint8_t*)"first", 5, &channel));
   uint16_t port = port_of(channel);
   uint8_t running = 0;
   CHECK_OK(kvf_side_channel_is_running(channel, &running));
@@ -49,7 +49,7 @@ int main(void) {
   expect(port, "first", 5);
   CHECK_OK(kvf_side_channel_set_metadata(channel, NULL, 0));
   expect(port, NULL, 0);
-  CHECK_OK(kvf_side_channel_set_metadata(channel, (const uint8_t *)"second", 6));
+  CHECK_OK(kvf_side_channel_set_metadata(channel, (const uint8_t*)"second", 6));
 
   /* The wire, as documented: four bytes of length, big-endian, then the payload. */
   int fd = plain_client(port);
@@ -82,9 +82,9 @@ int main(void) {
   CHECK_STATUS(KVF_ERR_BUSY, kvf_side_channel_listen(&o, NULL, 0, &other));
   o = kvf_side_channel_options_default();
   o.max_message_bytes = 4;
-  CHECK_STATUS(INVALID, kvf_side_channel_listen(&o, (const uint8_t *)"12345", 5, &other));
-  CHECK_OK(kvf_side_channel_listen(&o, (const uint8_t *)"1234", 4, &other));
-  CHECK_STATUS(INVALID, kvf_side_channel_set_metadata(other, (const uint8_t *)"12345", 5));
+  CHECK_STATUS(INVALID, kvf_side_channel_listen(&o, (const uint8_t*)"12345", 5, &other));
+  CHECK_OK(kvf_side_channel_listen(&o, (const uint8_t*)"1234", 4, &other));
+  CHECK_STATUS(INVALID, kvf_side_channel_set_metadata(other, (const uint8_t*)"12345", 5));
   expect(port_of(other), "1234", 4);
   CHECK_OK(kvf_side_channel_shutdown(other));
   other.id = 0;
@@ -127,12 +127,12 @@ int main(void) {
   struct sockaddr_in at = {.sin_family = AF_INET};
   at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   socklen_t at_len = sizeof at;
-  CHECK_EQ(bind(mute, (struct sockaddr *)&at, sizeof at), 0);
+  CHECK_EQ(bind(mute, (struct sockaddr*)&at, sizeof at), 0);
   CHECK_EQ(listen(mute, 4), 0);
-  CHECK_EQ(getsockname(mute, (struct sockaddr *)&at, &at_len), 0);
+  CHECK_EQ(getsockname(mute, (struct sockaddr*)&at, &at_len), 0);
   double start = now_s();
-  CHECK_STATUS(KVF_ERR_TIMEOUT, kvf_side_channel_request(NULL, "127.0.0.1", ntohs(at.sin_port), 200,
-                                                         0, &got));
+  CHECK_STATUS(KVF_ERR_TIMEOUT,
+               kvf_side_channel_request(NULL, "127.0.0.1", ntohs(at.sin_port), 200, 0, &got));
   CHECK(now_s() - start >= 0.2);
   close(mute);
   pool_free(&big);

@@ -2,8 +2,8 @@
  * argv[1]: transport. */
 #include "fixture.h"
 
-int main(int argc, char **argv) {
-  const char *transport = transport_of(argc, argv);
+int main(int argc, char** argv) {
+  const char* transport = transport_of(argc, argv);
   pool p = pool_new(65536, 4);
   for (int with = 0; with < 2; with++) {
     kvf_agent_options options = agent_options(transport, "telemetry");

@@ -1,6 +1,6 @@
 /* Many threads on the same handles: transfers made, posted and released side by side, while others
- * poll, notify, register, read metadata and throw bad handles in; then the agent goes while they are
- * at it. argv[1]: transport. */
+ * poll, notify, register, read metadata and throw bad handles in; then the agent goes while they
+ * are at it. argv[1]: transport. */
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -14,8 +14,8 @@ static kvf_desc_list local, remote;
 static atomic_int stop, sent, received;
 
 /* Moves its own blocks, over and over, and checks each. */
-static void *moves(void *number) {
-  const int32_t first = *(const int32_t *)number * PER_THREAD;
+static void* moves(void* number) {
+  const int32_t first = *(const int32_t*)number * PER_THREAD;
   for (int round = 0; round < ROUNDS; round++) {
     int32_t to[PER_THREAD], from[PER_THREAD];
     for (int32_t i = 0; i < PER_THREAD; i++) {
@@ -30,14 +30,14 @@ static void *moves(void *number) {
     for (int i = 0; i < PER_THREAD; i++) CHECK(holds(&mine, (size_t)to[i], 4, (size_t)from[i]));
     CHECK_OK(kvf_transfer_release(t));
     if (round % 10 == 0) {
-      CHECK_OK(kvf_agent_notify(agent, "owner", (const uint8_t *)"moved", 5, NULL));
+      CHECK_OK(kvf_agent_notify(agent, "owner", (const uint8_t*)"moved", 5, NULL));
       atomic_fetch_add(&sent, 1);
     }
   }
   return NULL;
 }
 
-static void *receives(void *unused) {
+static void* receives(void* unused) {
   (void)unused;
   while (!atomic_load(&stop)) {
     kvf_notification_list got = {0};
@@ -50,7 +50,7 @@ static void *receives(void *unused) {
 }
 
 /* Changes the agent under the movers' feet: registrations, lists, metadata. */
-static void *changes(void *unused) {
+static void* changes(void* unused) {
   (void)unused;
   pool extra = pool_new(BLOCK, 4);
   while (!atomic_load(&stop)) {
@@ -66,7 +66,7 @@ static void *changes(void *unused) {
   return NULL;
 }
 
-static void *errs(void *unused) {
+static void* errs(void* unused) {
   (void)unused;
   for (uint64_t i = 1; !atomic_load(&stop); i++) {
     int32_t state;
@@ -78,13 +78,13 @@ static void *errs(void *unused) {
 }
 
 /* Works until its handles are stale; nothing else may go wrong. */
-static void *until_gone(void *number) {
-  const int32_t index = *(const int32_t *)number;
+static void* until_gone(void* number) {
+  const int32_t index = *(const int32_t*)number;
   for (;;) {
     kvf_transfer t = {0};
     int32_t state = -1;
-    kvf_status status = kvf_transfer_make(agent, KVF_OP_READ, local, &index, 1, remote, &index, 1,
-                                          NULL, &t);
+    kvf_status status =
+        kvf_transfer_make(agent, KVF_OP_READ, local, &index, 1, remote, &index, 1, NULL, &t);
     if (status == KVF_OK) status = kvf_transfer_post(t, NULL, 0, &state);
     while (status == KVF_OK && state == KVF_TRANSFER_IN_PROGRESS)
       status = kvf_transfer_state(t, &state);
@@ -97,8 +97,8 @@ static void *until_gone(void *number) {
   }
 }
 
-int main(int argc, char **argv) {
-  const char *transport = transport_of(argc, argv);
+int main(int argc, char** argv) {
+  const char* transport = transport_of(argc, argv);
   agent = make_agent(transport, "agent");
   owner = make_agent(transport, "owner");
   mine = pool_new(BLOCK, MOVERS * PER_THREAD);
@@ -112,7 +112,7 @@ int main(int argc, char **argv) {
 
   pthread_t movers[MOVERS], others[3];
   int32_t numbers[MOVERS];
-  void *(*roles[3])(void *) = {receives, changes, errs};
+  void* (*roles[3])(void*) = {receives, changes, errs};
   for (int i = 0; i < 3; i++) CHECK_EQ(pthread_create(&others[i], NULL, roles[i], NULL), 0);
   for (int i = 0; i < MOVERS; i++) {
     numbers[i] = i;

@@ -4,19 +4,20 @@
 
 enum { BLOCK = 8192, COUNT = 64, PICKED = 24 };
 
-static const char *transport;
+static const char* transport;
 static kvf_agent reader, owner;
 static pool mine, theirs;
 
 /* Distinct indices in a scattered order. */
-static void scatter(int32_t *indices, size_t n, int32_t step, int32_t first) {
+static void scatter(int32_t* indices, size_t n, int32_t step, int32_t first) {
   for (size_t i = 0; i < n; i++) indices[i] = (int32_t)((first + (int64_t)i * step) % COUNT);
 }
 
-static void clear(pool *p) { memset(p->bytes, 0, p->block * p->count); }
+static void clear(pool* p) { memset(p->bytes, 0, p->block * p->count); }
 
-/* Blocks `to[i]` of `dst` hold blocks `from[i]` of the pool filled with `seed`; no other is touched. */
-static void expect_blocks(const pool *dst, const int32_t *to, const int32_t *from, uint32_t seed) {
+/* Blocks `to[i]` of `dst` hold blocks `from[i]` of the pool filled with `seed`; no other is
+ * touched. */
+static void expect_blocks(const pool* dst, const int32_t* to, const int32_t* from, uint32_t seed) {
   bool written[COUNT] = {false};
   for (size_t i = 0; i < PICKED; i++) {
     CHECK(holds(dst, (size_t)to[i], seed, (size_t)from[i]));
@@ -26,7 +27,7 @@ static void expect_blocks(const pool *dst, const int32_t *to, const int32_t *fro
     if (!written[i]) CHECK(untouched(dst, i));
 }
 
-static void by_index(const char *remote_name, pool *far, bool write) {
+static void by_index(const char* remote_name, pool* far, bool write) {
   int32_t near_indices[PICKED], far_indices[PICKED];
   scatter(near_indices, PICKED, 37, 5);
   scatter(far_indices, PICKED, 27, 11);
@@ -37,12 +38,12 @@ static void by_index(const char *remote_name, pool *far, bool write) {
   kvf_desc_list local = blocks_of(reader, NULL, &mine);
   kvf_desc_list remote = blocks_of(reader, remote_name, far);
   kvf_transfer t;
-  CHECK_OK(kvf_transfer_make(reader, write ? KVF_OP_WRITE : KVF_OP_READ, local, near_indices, PICKED,
-                             remote, far_indices, PICKED, NULL, &t));
+  CHECK_OK(kvf_transfer_make(reader, write ? KVF_OP_WRITE : KVF_OP_READ, local, near_indices,
+                             PICKED, remote, far_indices, PICKED, NULL, &t));
   kvf_buffer backend = {0};
   CHECK_OK(kvf_transfer_backend(t, &backend));
   CHECK(backend.len > 0);
-  CHECK_EQ(strlen((const char *)backend.data), backend.len);
+  CHECK_EQ(strlen((const char*)backend.data), backend.len);
   kvf_buffer_free(&backend);
   /* Nothing moves before the post. */
   for (size_t i = 0; i < COUNT; i++) CHECK(untouched(target, i));
@@ -82,8 +83,8 @@ static void direct(bool write) {
   clear(target);
   pool_fill(source, 31);
   kvf_transfer t;
-  CHECK_OK(kvf_transfer_create(reader, write ? KVF_OP_WRITE : KVF_OP_READ, KVF_MEM_DRAM, near_descs, N,
-                               KVF_MEM_DRAM, far_descs, N, "owner", NULL, &t));
+  CHECK_OK(kvf_transfer_create(reader, write ? KVF_OP_WRITE : KVF_OP_READ, KVF_MEM_DRAM, near_descs,
+                               N, KVF_MEM_DRAM, far_descs, N, "owner", NULL, &t));
   post_and_wait(t);
   size_t expected = 0, total = 0;
   for (size_t i = 0; i < N; i++) {
@@ -111,22 +112,22 @@ static void with_notifications(void) {
   kvf_desc_list local = blocks_of(reader, NULL, &mine);
   kvf_desc_list remote = blocks_of(reader, "owner", &theirs);
   kvf_transfer_options o = kvf_transfer_options_default();
-  o.notification = (const uint8_t *)"block read";
+  o.notification = (const uint8_t*)"block read";
   o.notification_len = 10;
   kvf_transfer t;
   CHECK_OK(kvf_transfer_make(reader, KVF_OP_READ, local, &index, 1, remote, &index, 1, &o, &t));
   post_and_wait(t);
   expect_notification(owner, "reader", "block read");
   /* Replaced with a post, and from then on. */
-  CHECK_OK(kvf_transfer_post(t, (const uint8_t *)"again", 5, NULL));
+  CHECK_OK(kvf_transfer_post(t, (const uint8_t*)"again", 5, NULL));
   wait_done(t);
   expect_notification(owner, "reader", "again");
   CHECK_OK(kvf_transfer_release(t));
 
   /* Without a transfer; some bytes are not text. */
-  CHECK_OK(kvf_agent_notify(reader, "owner", (const uint8_t *)"a\0b\xff", 4, NULL));
+  CHECK_OK(kvf_agent_notify(reader, "owner", (const uint8_t*)"a\0b\xff", 4, NULL));
   kvf_notification_list got = {0};
-  CHECK_OK(kvf_agent_wait_notification(owner, NULL, (const uint8_t *)"a\0", 2, 30000, &got));
+  CHECK_OK(kvf_agent_wait_notification(owner, NULL, (const uint8_t*)"a\0", 2, 30000, &got));
   CHECK(got.len == 1 && got.items[0].payload_len == 4);
   CHECK(memcmp(got.items[0].payload, "a\0b\xff", 4) == 0);
   kvf_notification_list_free(&got);
@@ -134,11 +135,11 @@ static void with_notifications(void) {
   kvf_notification_list_free(&got);
 
   /* Waiting for one leaves the others, in their order. */
-  const char *messages[] = {"one", "two", "three", "end"};
+  const char* messages[] = {"one", "two", "three", "end"};
   for (size_t i = 0; i < 4; i++)
-    CHECK_OK(kvf_agent_notify(reader, "owner", (const uint8_t *)messages[i], strlen(messages[i]),
-                              NULL));
-  CHECK_OK(kvf_agent_wait_notification(owner, "reader", (const uint8_t *)"end", 3, 30000, &got));
+    CHECK_OK(
+        kvf_agent_notify(reader, "owner", (const uint8_t*)messages[i], strlen(messages[i]), NULL));
+  CHECK_OK(kvf_agent_wait_notification(owner, "reader", (const uint8_t*)"end", 3, 30000, &got));
   kvf_notification_list_free(&got);
   CHECK_OK(kvf_agent_notifications(owner, NULL, 0, &got));
   CHECK_EQ(got.len, 3);
@@ -158,7 +159,7 @@ static void with_notifications(void) {
 static void what_it_says_about_itself(void) {
   kvf_buffer name = {0};
   CHECK_OK(kvf_agent_name(owner, &name));
-  CHECK(name.len == 5 && strcmp((const char *)name.data, "owner") == 0);
+  CHECK(name.len == 5 && strcmp((const char*)name.data, "owner") == 0);
   kvf_buffer_free(&name);
 
   kvf_string_list backends = {0}, plugins = {0};
@@ -199,7 +200,7 @@ static void remote_agents_come_and_go(void) {
   by_index("owner", &theirs, false);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   transport = transport_of(argc, argv);
   mine = pool_new(BLOCK, COUNT);
   theirs = pool_new(BLOCK, COUNT);

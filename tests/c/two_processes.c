@@ -1,6 +1,6 @@
-/* Two processes: one owns blocks and tells where they are, the other reads and writes them; then the
- * owner is killed in the middle and the reader gets a status. argv[1]: transport. The second process
- * is this program again: agents do not survive a fork(). */
+/* Two processes: one owns blocks and tells where they are, the other reads and writes them; then
+ * the owner is killed in the middle and the reader gets a status. argv[1]: transport. The second
+ * process is this program again: agents do not survive a fork(). */
 #include <signal.h>
 #include <sys/wait.h>
 
@@ -14,24 +14,24 @@ typedef struct announcement {
   uint64_t metadata_len;
 } announcement;
 
-static void write_all(int fd, const void *bytes, size_t len) {
+static void write_all(int fd, const void* bytes, size_t len) {
   for (size_t done = 0; done < len;) {
-    ssize_t n = write(fd, (const char *)bytes + done, len - done);
+    ssize_t n = write(fd, (const char*)bytes + done, len - done);
     CHECK(n > 0);
     done += (size_t)n;
   }
 }
 
-static void read_all(int fd, void *bytes, size_t len) {
+static void read_all(int fd, void* bytes, size_t len) {
   for (size_t done = 0; done < len;) {
-    ssize_t n = read(fd, (char *)bytes + done, len - done);
+    ssize_t n = read(fd, (char*)bytes + done, len - done);
     if (n <= 0) FAIL("the owner has ended after %zu of %zu bytes", done, len);
     done += (size_t)n;
   }
 }
 
 /* The owner: announces its blocks on descriptor 3, then checks what was written to it. */
-static int own(const char *transport) {
+static int own(const char* transport) {
   kvf_agent agent = make_agent(transport, "owner");
   pool blocks = pool_new(BLOCK, COUNT);
   pool_fill(&blocks, 1);
@@ -51,7 +51,7 @@ static int own(const char *transport) {
   for (;;) pause();
 }
 
-static void reads_and_writes(kvf_agent agent, pool *mine, uint64_t base) {
+static void reads_and_writes(kvf_agent agent, pool* mine, uint64_t base) {
   kvf_desc_list local = blocks_of(agent, NULL, mine);
   kvf_desc_list remote = blocks_at(agent, "owner", base, BLOCK, COUNT);
   int32_t to[PICKED], from[PICKED];
@@ -60,7 +60,7 @@ static void reads_and_writes(kvf_agent agent, pool *mine, uint64_t base) {
     from[i] = (i * 29 + 7) % COUNT;
   }
   kvf_transfer_options o = kvf_transfer_options_default();
-  o.notification = (const uint8_t *)"have read";
+  o.notification = (const uint8_t*)"have read";
   o.notification_len = strlen("have read");
   kvf_transfer t;
   CHECK_OK(kvf_transfer_make(agent, KVF_OP_READ, local, to, PICKED, remote, from, PICKED, &o, &t));
@@ -77,7 +77,7 @@ static void reads_and_writes(kvf_agent agent, pool *mine, uint64_t base) {
   pool_fill(mine, 2);
   int32_t all[COUNT];
   for (int32_t i = 0; i < COUNT; i++) all[i] = i;
-  o.notification = (const uint8_t *)"have written";
+  o.notification = (const uint8_t*)"have written";
   o.notification_len = strlen("have written");
   CHECK_OK(kvf_transfer_make(agent, KVF_OP_WRITE, local, all, COUNT, remote, all, COUNT, &o, &t));
   post_and_wait(t);
@@ -85,7 +85,7 @@ static void reads_and_writes(kvf_agent agent, pool *mine, uint64_t base) {
 }
 
 /* With the owner dead, transfers fail with a status that says so. */
-static void owner_is_lost(kvf_agent agent, pool *mine, uint64_t base) {
+static void owner_is_lost(kvf_agent agent, pool* mine, uint64_t base) {
   kvf_mem_desc near_desc = {address(mine->bytes), BLOCK, 0}, far_desc = {base, BLOCK, 0};
   kvf_status status = KVF_OK;
   double until = now_s() + DEADLINE_S;
@@ -106,8 +106,8 @@ static void owner_is_lost(kvf_agent agent, pool *mine, uint64_t base) {
   CHECK(strlen(kvf_last_error_message()) > 0);
 }
 
-int main(int argc, char **argv) {
-  const char *transport = transport_of(argc, argv);
+int main(int argc, char** argv) {
+  const char* transport = transport_of(argc, argv);
   if (argc == 3) return own(transport);
 
   int ends[2];
@@ -118,7 +118,7 @@ int main(int argc, char **argv) {
     close(ends[0]);
     dup2(ends[1], 3);
     if (ends[1] != 3) close(ends[1]);
-    execl("/proc/self/exe", argv[0], transport, "own", (char *)NULL);
+    execl("/proc/self/exe", argv[0], transport, "own", (char*)NULL);
     _exit(127);
   }
   close(ends[1]);
@@ -128,12 +128,12 @@ int main(int argc, char **argv) {
   pool_register(agent, &mine);
   announcement a;
   read_all(ends[0], &a, sizeof a);
-  uint8_t *metadata = malloc(a.metadata_len);
+  uint8_t* metadata = malloc(a.metadata_len);
   CHECK(metadata != NULL);
   read_all(ends[0], metadata, a.metadata_len);
   kvf_buffer name = {0};
   CHECK_OK(kvf_agent_add_remote(agent, metadata, a.metadata_len, &name));
-  CHECK(strcmp((const char *)name.data, "owner") == 0);
+  CHECK(strcmp((const char*)name.data, "owner") == 0);
   kvf_buffer_free(&name);
   free(metadata);
 

@@ -62,6 +62,8 @@ pub struct GroupStyle {
     pub padding: u32,
     /// Layers side by side in one row of pages, instead of one behind the other.
     pub packed: bool,
+    /// Regions of its own for each head.
+    pub by_head: bool,
 }
 
 impl GroupStyle {
@@ -74,6 +76,7 @@ impl GroupStyle {
             conv_order: ConvOrder::ChannelsFirst,
             padding: 0,
             packed: false,
+            by_head: false,
         }
     }
 
@@ -230,8 +233,18 @@ impl GroupModel {
         v: usize,
         out: &mut Vec<Spot>,
     ) {
-        let (h, n) = (held.len(), style.tokens_per_page as usize);
+        let n = style.tokens_per_page as usize;
+        let regions = if style.kv == KvPlacement::Regions {
+            2
+        } else {
+            1
+        };
         for (i, head) in held.iter().enumerate() {
+            // With regions of its own a head is the only one in its pages.
+            let (first_region, i, h) = match style.by_head {
+                true => (i * regions, 0, 1),
+                false => (0, i, held.len()),
+            };
             for row in 0..n {
                 for (role, len) in [(Role::K, k), (Role::V, v)] {
                     let is_v = usize::from(role == Role::V);
@@ -248,11 +261,7 @@ impl GroupModel {
                         // The backend's secret: here, all V of a head before all of its K.
                         KvPlacement::Slabs => i * n * (k + v) + (1 - is_v) * (n * v) + row * len,
                     };
-                    let region = if style.kv == KvPlacement::Regions {
-                        is_v
-                    } else {
-                        0
-                    };
+                    let region = first_region + is_v * (regions - 1);
                     for byte in 0..len {
                         let offset = start + byte;
                         out.push(Spot {
@@ -572,6 +581,9 @@ fn make_rank(
                 })
                 .collect();
             match &group.content {
+                Content::Heads { .. } if s.by_head => b
+                    .dense_by_head(index, *layer, group.builder_shape(s), &spans)
+                    .map(drop),
                 Content::Heads { .. } => b
                     .dense(index, *layer, group.builder_shape(s), &spans)
                     .map(drop),

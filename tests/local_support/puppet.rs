@@ -22,13 +22,18 @@ impl Puppet {
 
     pub fn start_as(name: &str, len: usize, change: impl FnOnce(&mut Command)) -> Puppet {
         let mut command = Command::new(std::env::current_exe().unwrap());
+        change(&mut command);
+        Puppet::start_with(command, name, len)
+    }
+
+    /// With a command for a copy of this test binary.
+    pub fn start_with(mut command: Command, name: &str, len: usize) -> Puppet {
         command
             .args(["--exact", "puppet_main", "--nocapture", "--test-threads=1"])
             .env("KVF_PUPPET", name)
             .env("KVF_PUPPET_LEN", len.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        change(&mut command);
         let mut child = command.spawn().unwrap();
         let mut puppet = Puppet {
             input: child.stdin.take(),
@@ -162,14 +167,15 @@ fn obey(agent: &Arc<dyn Transport>, buffer: &mut Buffer, words: &[&str]) -> Stri
             .join(" "),
         // Reads from a peer into the own memory, for ever; answers with the error that ends it.
         "read_on" => {
-            let local = range(buffer.addr(), number(3));
-            let remote = range(number(2), number(3));
-            let transfer = transfer(&**agent, Op::Read, &[local], &[remote], words[1]).unwrap();
-            loop {
-                if let Err(e) = transfer.post(None) {
-                    return format!("{:?}", e.status());
+            let local = [range(buffer.addr(), number(3))];
+            let remote = [range(number(2), number(3))];
+            let made = transfer(&**agent, Op::Read, &local, &remote, words[1]);
+            let ended = made.and_then(|transfer| {
+                loop {
+                    transfer.post(None)?;
                 }
-            }
+            });
+            show(ended)
         }
         "fill" => {
             buffer.fill(number(1));
@@ -195,8 +201,11 @@ fn obey(agent: &Arc<dyn Transport>, buffer: &mut Buffer, words: &[&str]) -> Stri
             // SAFETY: the child calls nothing but functions that are safe after a fork.
             match unsafe { libc::fork() } {
                 0 => loop {
-                    // SAFETY: pause has no arguments; the test kills the child.
-                    unsafe { libc::pause() };
+                    // SAFETY: integers only. The test kills the child; the alarm does it otherwise.
+                    unsafe {
+                        libc::alarm(LIMIT.as_secs() as u32);
+                        libc::pause();
+                    }
                 },
                 pid => pid.to_string(),
             }

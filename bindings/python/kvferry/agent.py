@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import enum
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import byref, c_uint8, c_uint32, c_uint64, sizeof, string_at
 from typing import Any, NamedTuple
 
-from . import _convert, errors
+from . import _convert, _lifetime, errors
 from ._ffi import (
     kvf_agent_options,
     kvf_backend,
@@ -148,7 +147,8 @@ class Agent:
         del keep
         self._handle = handle.value
         self._name, self._transport = name, transport
-        self._finalizer = weakref.finalize(self, lib.kvf_agent_destroy, self._handle)
+        self._going: list[int] = []
+        self._finalizer = _lifetime.ends_with(self, lib.kvf_agent_destroy, self._handle)
 
     def __enter__(self) -> Agent:
         return self
@@ -185,6 +185,16 @@ class Agent:
         """
         if self._finalizer.detach():
             errors.check(lib.kvf_agent_destroy(self._handle))
+
+    def _let_go(self, transfer: int, made_in: int) -> None:
+        """Ends a transfer that nobody holds any more, and earlier ones that would not end then.
+
+        What is still under way ends with the agent at the latest.
+        """
+        waiting, self._going = [*self._going, transfer], []
+        for t in waiting:
+            if _lifetime.end(lib.kvf_transfer_release, t, made_in) == errors.BusyError.status:
+                self._going.append(t)
 
     # ------------------------------------------------------------------ plugins and backends
 

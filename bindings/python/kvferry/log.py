@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from . import _lifetime
 from ._ffi import CONSTANTS, kvf_free_fn, kvf_log_fn, lib
 from .errors import check
 
@@ -49,11 +50,12 @@ def set_log_callback(callback: Callable[[int, str, str], None] | None) -> None:
         return
 
     def record(_env: int | None, level: int, target: bytes, message: bytes) -> None:
-        callback(
-            PYTHON_LEVELS.get(level, logging.INFO),
-            target.decode("utf-8", "replace"),
-            message.decode("utf-8", "replace"),
-        )
+        with _lifetime.callback():
+            callback(
+                PYTHON_LEVELS.get(level, logging.INFO),
+                target.decode("utf-8", "replace"),
+                message.decode("utf-8", "replace"),
+            )
 
     thunk = kvf_log_fn(record)
     check(lib.kvf_log_set_callback(thunk, None, kvf_free_fn()))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
 from ctypes import c_uint8, c_uint16, c_uint64, sizeof
 from typing import NamedTuple
 
-from . import _convert, errors
+from . import _convert, _lifetime, errors
 from ._ffi import kvf_buffer, kvf_side_channel_options, lib
 from .agent import _port, _u32
 
@@ -60,7 +59,7 @@ class SideChannel:
             lib.kvf_side_channel_listen(options, *_convert.payload(metadata, "metadata"), handle)
         )
         self._handle = handle.value
-        self._finalizer = weakref.finalize(self, lib.kvf_side_channel_shutdown, self._handle)
+        self._finalizer = _lifetime.ends_with(self, lib.kvf_side_channel_shutdown, self._handle)
 
     def __enter__(self) -> SideChannel:
         return self

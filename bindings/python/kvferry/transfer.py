@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import enum
 import time
-import weakref
 from collections.abc import Iterable, Sequence
 from ctypes import byref, c_int32, c_size_t, c_uint64, sizeof
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _convert, errors
+from . import _convert, _lifetime, errors
 from ._ffi import kvf_buffer, kvf_transfer_cost, kvf_transfer_options, kvf_transfer_telemetry, lib
 
 if TYPE_CHECKING:
@@ -71,15 +70,21 @@ class TransferOptions:
 class DescList:
     """Ranges prepared for picking by index. A context manager; released at the latest when collected."""
 
+    __slots__ = ("_agent", "_handle", "_made_in", "_released")
+
     def __init__(self, agent: Agent, handle: int):
         self._agent, self._handle = agent, handle
-        self._finalizer = weakref.finalize(self, lib.kvf_desc_list_release, handle)
+        self._made_in, self._released = _lifetime.generation(), False
 
     def __enter__(self) -> DescList:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    def __del__(self) -> None:
+        if not self._released:
+            _lifetime.end(lib.kvf_desc_list_release, self._handle, self._made_in)
 
     def __len__(self) -> int:
         length = c_size_t()
@@ -93,10 +98,12 @@ class DescList:
 
     def release(self) -> None:
         """Ends the list. Transfers made from it go on. Harmless when repeated."""
-        if self._finalizer.detach():
-            status = lib.kvf_desc_list_release(self._handle)
-            if status != errors.InvalidHandleError.status:  # ended with its agent
-                errors.check(status)
+        if self._released:
+            return
+        status = lib.kvf_desc_list_release(self._handle)
+        if status != errors.InvalidHandleError.status:  # ended with its agent
+            errors.check(status)
+        self._released = True
 
 
 class Transfer:
@@ -106,9 +113,15 @@ class Transfer:
     the agent is closed.
     """
 
+    __slots__ = ("_agent", "_handle", "_made_in", "_released")
+
     def __init__(self, agent: Agent, handle: int):
         self._agent, self._handle = agent, handle
-        self._finalizer = weakref.finalize(self, lib.kvf_transfer_release, handle)
+        self._made_in, self._released = _lifetime.generation(), False
+
+    def __del__(self) -> None:
+        if not self._released:
+            self._agent._let_go(self._handle, self._made_in)
 
     def __enter__(self) -> Transfer:
         return self
@@ -171,7 +184,7 @@ class Transfer:
         Raises:
             BusyError: bytes may still move after ``timeout`` seconds; it is still valid.
         """
-        if not self._finalizer.alive:
+        if self._released:
             return
         end = time.monotonic() + timeout
         while True:
@@ -181,7 +194,7 @@ class Transfer:
             time.sleep(0.001)
         if status != errors.InvalidHandleError.status:  # ended with its agent
             errors.check(status)
-        self._finalizer.detach()
+        self._released = True
 
     def telemetry(self) -> Telemetry:
         """Figures of the last post; the agent must have been made with ``telemetry=True``."""

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
-use super::lock;
 use super::peer::{Link, Peer};
 use super::registry::{Claim, Pass};
 use super::runs::{Plan, Run};
 use super::vm;
 use crate::error::{Error, Result, Status};
+use crate::sync::lock;
 use crate::transport::Op;
 
 /// Most threads that copy for one agent.

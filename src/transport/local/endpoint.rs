@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::BACKEND;
 use super::bytes::{MAX_NAME, is_name};
 use super::copiers::{Copiers, MAX_THREADS};
 use super::host::{HostId, Presence, Process, hex, random_token};
@@ -18,9 +19,9 @@ use super::registry::Registry;
 use super::service::{Service, State};
 use super::socket::{self, Bell};
 use super::transfer::{Copy, List, Speed};
-use super::{BACKEND, lock};
 use crate::error::{Error, Result, Status, bail};
 use crate::memory::{MemDesc, MemKind, RegDesc};
+use crate::sync::lock;
 use crate::transport::{
     AgentOptions, BackendInfo, Descs, MetadataStore, Notification, Op, Params, PreparedList,
     Progress, Side, Transfer, TransferOptions, Transport,
@@ -28,6 +29,8 @@ use crate::transport::{
 
 /// How long closing and deregistering wait for copies, unless the options say otherwise.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// For ever, as far as clocks can add it up.
+const MAX_DRAIN: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long closing waits at most for peers to take messages that are on their way.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 
@@ -42,7 +45,6 @@ pub(super) struct Core {
     pub copiers: Copiers,
     pub speed: Speed,
     pub telemetry: bool,
-    process: u32,
     drain: Duration,
     closing: Mutex<Closing>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -89,6 +91,7 @@ impl Endpoint {
             peers: Mutex::default(),
             bell,
             closed: AtomicBool::new(false),
+            process: Process::current().pid(),
             threaded,
             service: Mutex::new(Some(Service::new(listener))),
             presence,
@@ -104,8 +107,10 @@ impl Endpoint {
             copiers: Copiers::new(threads),
             speed: Speed::new(),
             telemetry: options.telemetry,
-            process: Process::current().pid(),
-            drain: options.drain_timeout.unwrap_or(DRAIN_TIMEOUT),
+            drain: options
+                .drain_timeout
+                .unwrap_or(DRAIN_TIMEOUT)
+                .min(MAX_DRAIN),
             closing: Mutex::default(),
             thread: Mutex::new(thread),
         };
@@ -201,20 +206,30 @@ impl Core {
         &self.state.presence.registry
     }
 
-    /// Whether calls make sense: the agent is open, and this is the process that made it.
-    pub fn usable(&self) -> Result<()> {
-        let name = &self.state.presence.name;
-        let pid = std::process::id();
-        if pid != self.process {
+    /// An error in any process but the one that made the agent.
+    pub fn at_home(&self) -> Result<()> {
+        if !self.state.is_at_home() {
             bail!(
                 Status::InvalidState,
-                "agent \"{name}\" was created in process {} and cannot be used in process {pid}; \
-                 create agents after forking",
-                self.process
+                "agent \"{}\" was created in process {} and cannot be used in process {}; create \
+                 agents after forking",
+                self.state.presence.name,
+                self.state.process,
+                std::process::id()
             );
         }
+        Ok(())
+    }
+
+    /// Whether calls make sense: the agent is open, and this is the process that made it.
+    pub fn usable(&self) -> Result<()> {
+        self.at_home()?;
         if self.state.is_closed() {
-            bail!(Status::InvalidState, "agent \"{name}\" is closed");
+            bail!(
+                Status::InvalidState,
+                "agent \"{}\" is closed",
+                self.state.presence.name
+            );
         }
         Ok(())
     }
@@ -260,7 +275,7 @@ impl Core {
 
     /// See [`Transport::close`]. May be called any number of times, from any thread.
     fn close(&self) -> Result<()> {
-        if std::process::id() != self.process {
+        if !self.state.is_at_home() {
             // A forked child has neither the threads nor, for certain, usable locks.
             return Ok(());
         }
@@ -300,7 +315,7 @@ impl Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        if std::process::id() == self.process {
+        if self.state.is_at_home() {
             // No transfer can be under way: each holds the core.
             if let Err(e) = self.close() {
                 log::warn!("local transport: {e}");

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use super::inbox::Inbox;
-use super::lock;
 use super::registry::Registry;
 use super::tracers::Tracers;
 use crate::error::{Error, Result};
+use crate::sync::lock;
 
 /// 128 random bits.
 pub(super) type Token = [u8; 16];

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use super::lock;
 use super::socket::Bell;
 use crate::error::{Result, Status, bail};
+use crate::sync::lock;
 use crate::transport::Notification;
 
 /// Longest message.

@@ -44,7 +44,7 @@
 //! [`crate::error::Status::InvalidState`], dropping them is harmless.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::{AgentOptions, Transport};
@@ -114,11 +114,6 @@ pub fn count_frames(bytes: &[u8]) -> usize {
         count += 1;
     }
     count
-}
-
-/// Locks, also after a panic under the lock: what is kept under these locks is never left half-done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Starts a thread that leaves the host's signals to the host's threads.

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use super::frame::{Frame, MAX_HANDSHAKE, first};
 use super::host::{Presence, Token};
-use super::lock;
 use super::metadata::{Secrets, VERSION};
 use super::ranges::Span;
 use super::registry::{Claim, Registry, Touch};
@@ -15,6 +14,7 @@ use super::runs::Run;
 use super::socket::{self, Credentials, poll, watch};
 use super::vm;
 use crate::error::{Error, Result, Status, bail};
+use crate::sync::lock;
 use crate::transport::{Notification, Op};
 
 /// How long connecting may take, from the first packet to the proof that memory can be read.
@@ -194,8 +194,8 @@ impl Peer {
             knock: secrets.knock,
             name: caller.name,
         };
-        link.send(hello.encode(), Duration::ZERO)
-            .map_err(|_| self.lose("it ended the connection"))?;
+        // A refusal may have come, and the connection been ended, before this: what can be read tells.
+        let _ = link.send(hello.encode(), Duration::ZERO);
         let address = self.await_welcome(&link, secrets, caller, deadline)?;
         self.probe(&link, secrets, address)?;
         Ok(link)
@@ -390,9 +390,9 @@ impl Link {
             // What came before the end may still be read, so hanging up alone does not count when
             // there is something to read.
             Ok(n) if n > 0 => {
-                let hung_up = fds[0].revents & (libc::POLLHUP | libc::POLLERR) != 0;
                 let readable = fds[0].revents & libc::POLLIN != 0;
-                (hung_up && !readable) || (fds[1].revents != 0 && !readable)
+                let hung_up = fds[0].revents & (libc::POLLHUP | libc::POLLERR) != 0;
+                !readable && (hung_up || fds[1].revents != 0)
             }
             _ => false,
         }

@@ -41,7 +41,7 @@ impl Span {
 /// How often one range is registered, and whether it may be written.
 #[derive(Clone, Copy)]
 struct Entry {
-    count: u32,
+    count: u64,
     writable: bool,
 }
 

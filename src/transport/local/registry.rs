@@ -10,9 +10,9 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
-use super::lock;
 use super::ranges::{RangeSet, Span};
 use crate::error::{Error, Result, Status, bail};
+use crate::sync::lock;
 
 /// What a transfer does to a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

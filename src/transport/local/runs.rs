@@ -6,7 +6,7 @@
 
 use super::ranges::Span;
 use super::vm::IOV_MAX;
-use crate::error::{Result, Status, bail};
+use crate::error::{Error, Result, Status};
 use crate::memory::MemDesc;
 
 /// Largest batch. Beyond a megabyte or so a bigger one is no faster: one system call is spread over
@@ -14,6 +14,8 @@ use crate::memory::MemDesc;
 const MAX_BATCH: u64 = 4 << 20;
 /// Smallest batch that is worth handing to another thread.
 const MIN_BATCH: u64 = 256 << 10;
+/// Most batches that long runs are cut into, so that a plan stays small however much it moves.
+const MAX_CUTS: u64 = 1 << 16;
 /// How many batches each thread should get, so that none waits long for the last one.
 const BATCHES_PER_THREAD: u64 = 8;
 
@@ -52,30 +54,24 @@ impl Merger {
     }
 
     /// Adds the next pair; lengths must agree.
+    #[inline]
     pub fn push(&mut self, local: MemDesc, remote: MemDesc) -> Result<()> {
         if local.len != remote.len {
-            bail!(
-                Status::Mismatch,
-                "pair {}: the local range at {:#x} has {} bytes, the remote one at {:#x} has {}",
-                self.pairs,
-                local.addr,
-                local.len,
-                remote.addr,
-                remote.len
-            );
+            return Err(unequal(self.pairs, local, remote));
         }
         self.pairs += 1;
-        if let Some(last) = self.runs.last_mut() {
-            if last.local + last.len == local.addr && last.remote + last.len == remote.addr {
+        match self.runs.last_mut() {
+            Some(last)
+                if last.local + last.len == local.addr && last.remote + last.len == remote.addr =>
+            {
                 last.len += local.len;
-                return Ok(());
             }
+            _ => self.runs.push(Run {
+                local: local.addr,
+                remote: remote.addr,
+                len: local.len,
+            }),
         }
-        self.runs.push(Run {
-            local: local.addr,
-            remote: remote.addr,
-            len: local.len,
-        });
         Ok(())
     }
 
@@ -83,6 +79,17 @@ impl Merger {
     pub fn finish(self, threads: usize) -> Plan {
         Plan::new(self.runs, threads)
     }
+}
+
+#[cold]
+fn unequal(pair: usize, local: MemDesc, remote: MemDesc) -> Error {
+    Error::new(
+        Status::Mismatch,
+        format!(
+            "pair {pair}: the local range at {:#x} has {} bytes, the remote one at {:#x} has {}",
+            local.addr, local.len, remote.addr, remote.len
+        ),
+    )
 }
 
 /// All of one transfer.
@@ -100,7 +107,9 @@ pub(super) struct Plan {
 impl Plan {
     fn new(merged: Vec<Run>, threads: usize) -> Plan {
         let descriptors = merged.len() as u64;
-        let bytes = merged.iter().map(|run| run.len).sum();
+        let bytes = merged
+            .iter()
+            .fold(0u64, |sum, run| sum.saturating_add(run.len));
         let limit = batch_limit(bytes, threads);
         let runs = cut(merged, limit);
         let mut ends = Vec::new();
@@ -141,11 +150,11 @@ impl Plan {
 
 fn batch_limit(bytes: u64, threads: usize) -> u64 {
     if threads < 2 {
-        return MAX_BATCH;
+        return MAX_BATCH.max(bytes / MAX_CUTS);
     }
     let share = bytes / (threads as u64 * BATCHES_PER_THREAD);
     // Whole pages, so that two threads do not meet inside one.
-    (share.clamp(MIN_BATCH, MAX_BATCH) + 4095) & !4095
+    (share.clamp(MIN_BATCH, MAX_BATCH).max(bytes / MAX_CUTS) + 4095) & !4095
 }
 
 /// Cuts runs that are longer than a batch.
@@ -254,5 +263,7 @@ mod tests {
         let small = plan(&[(0, 1 << 40, 64 << 10)], 2);
         assert_eq!(small.batches(), 1);
         assert_eq!(plan(&[], 2).batches(), 0);
+        let vast = plan(&[(0, 1 << 50, 1 << 47), (1 << 48, 1 << 51, 1 << 47)], 2);
+        assert!(vast.runs.len() <= 1 << 17);
     }
 }

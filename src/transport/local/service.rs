@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use super::frame::{Frame, MAX_FRAME, MAX_HANDSHAKE, first};
 use super::host::{HostId, Presence, Process};
-use super::lock;
 use super::metadata::VERSION;
 use super::peer::{Link, Peer};
 use super::socket::{self, Bell, Credentials, poll, watch};
 use crate::error::Status;
+use crate::sync::lock;
 use crate::transport::Notification;
 
 /// How long a caller may take to say who it is.
@@ -45,6 +45,8 @@ pub(super) struct State {
     /// Rung when the service should look around.
     pub bell: Arc<Bell>,
     pub closed: AtomicBool,
+    /// The process that made the agent.
+    pub process: u32,
     /// Whether a thread takes the turns.
     pub threaded: bool,
     /// `None` once closed.
@@ -80,6 +82,12 @@ enum End {
 impl State {
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Whether this is the process that made the agent, and not one forked from it. In a forked one
+    /// locks may be held by threads that it does not have, and the sockets are its parent's.
+    pub fn is_at_home(&self) -> bool {
+        std::process::id() == self.process
     }
 
     /// Takes a turn unless somebody else is at it. Returns whether it did.

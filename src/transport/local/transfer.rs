@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::copiers::Job;
 use super::endpoint::Core;
-use super::lock;
 use super::peer::Peer;
 use super::ranges::Span;
 use super::registry::{Claim, Touch};
 use super::runs::{Merger, Plan};
 use crate::error::{Error, Result, Status, bail};
 use crate::memory::{MemDesc, StridedDesc};
+use crate::sync::lock;
 use crate::transport::{
     Cost, Descs, Op, PreparedList, Telemetry, Transfer, TransferOptions, TransferState,
 };
@@ -42,6 +42,14 @@ impl Ranges {
     fn of(descs: Descs<'_>) -> Result<Ranges> {
         match descs {
             Descs::Flat(flat) => {
+                if flat.len() > i32::MAX as usize {
+                    bail!(
+                        Status::InvalidArgument,
+                        "{} ranges; a list holds {}",
+                        flat.len(),
+                        i32::MAX
+                    );
+                }
                 for range in flat {
                     Span::of(range)?;
                 }
@@ -75,6 +83,7 @@ impl Ranges {
         }
     }
 
+    #[inline]
     fn get(&self, i: usize) -> Option<MemDesc> {
         match self {
             Ranges::Flat(flat) => flat.get(i).copied(),
@@ -174,21 +183,26 @@ impl List {
         })
     }
 
+    #[inline]
     fn pick(&self, index: i32, position: usize) -> Result<MemDesc> {
-        usize::try_from(index)
-            .ok()
-            .and_then(|i| self.ranges.get(i))
-            .ok_or_else(|| {
-                let side = if self.peer.is_some() {
-                    "remote"
-                } else {
-                    "local"
-                };
-                Error::invalid(format!(
-                    "{side} index {index} at position {position}: the list has {} ranges",
-                    self.ranges.len()
-                ))
-            })
+        // A negative index becomes one that no list has.
+        match self.ranges.get(index as u32 as usize) {
+            Some(range) => Ok(range),
+            None => Err(self.no_such_index(index, position)),
+        }
+    }
+
+    #[cold]
+    fn no_such_index(&self, index: i32, position: usize) -> Error {
+        let side = if self.peer.is_some() {
+            "remote"
+        } else {
+            "local"
+        };
+        Error::invalid(format!(
+            "{side} index {index} at position {position}: the list has {} ranges",
+            self.ranges.len()
+        ))
     }
 }
 
@@ -497,6 +511,7 @@ impl Transfer for Copy {
     }
 
     fn state(&self) -> Result<TransferState> {
+        self.core.at_home()?;
         self.core.state.drive(Duration::ZERO);
         match &*lock(&self.stage) {
             Stage::New => Err(Error::new(
@@ -510,6 +525,7 @@ impl Transfer for Copy {
     }
 
     fn cancel(&self) -> Result<()> {
+        self.core.at_home()?;
         // Under the lock of the stage, so that it cannot hit the next post instead.
         if let Stage::Running(_) = *lock(&self.stage) {
             self.cancel.store(true, Ordering::Release);
@@ -518,6 +534,7 @@ impl Transfer for Copy {
     }
 
     fn telemetry(&self) -> Result<Telemetry> {
+        self.core.at_home()?;
         if !self.core.telemetry {
             bail!(
                 Status::NoTelemetry,

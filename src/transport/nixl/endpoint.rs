@@ -37,6 +37,8 @@ pub struct Endpoint {
     pub(super) registry: Registry,
     pub(super) inbox: Mutex<Inbox>,
     pub(super) worker_threads: u32,
+    /// Whether NIXL's metadata listener runs; without it, nothing is sent to addresses either.
+    pub(super) listens: bool,
     /// In the modes in which calls come one at a time, what makes them do so.
     serial: Option<Mutex<()>>,
     /// Held for reading while a request is made or posted, for writing while memory or a peer that
@@ -103,6 +105,7 @@ impl Endpoint {
             registry: Registry::default(),
             inbox: Mutex::new(Inbox::default()),
             worker_threads: options.worker_threads,
+            listens: options.listen_port.is_some(),
             serial,
             gate: RwLock::new(()),
             active: Mutex::new(Vec::new()),
@@ -157,6 +160,8 @@ impl Endpoint {
     ) -> Result<RwLockWriteGuard<'_, ()>> {
         let deadline = Instant::now() + self.drain_timeout;
         loop {
+            // Polled before the gate is shut: finding out why a transfer failed passes the gate.
+            self.poll_active(&concerned);
             // Never waits in line: a waiting writer would hold up every reader behind it.
             let guard = match self.gate.try_write() {
                 Ok(guard) => Some(guard),
@@ -164,7 +169,8 @@ impl Endpoint {
                 Err(TryLockError::WouldBlock) => None,
             };
             if let Some(guard) = guard {
-                if !self.any_under_way(&concerned) {
+                let busy = |r: &Arc<Request>| concerned(r) && r.may_be_under_way();
+                if !self.lock_active().iter().any(busy) {
                     return Ok(guard);
                 }
             }
@@ -179,19 +185,18 @@ impl Endpoint {
         }
     }
 
-    /// Polls the posted transfers picked by `concerned`; whether any is still under way.
-    fn any_under_way(&self, concerned: impl Fn(&Request) -> bool) -> bool {
+    /// Polls the posted transfers picked by `concerned`.
+    fn poll_active(&self, concerned: impl Fn(&Request) -> bool) {
+        let under_way = |r: &&Arc<Request>| concerned(r) && r.may_be_under_way();
         let posted: Vec<_> = self
             .lock_active()
             .iter()
-            .filter(|r| concerned(r))
+            .filter(under_way)
             .cloned()
             .collect();
-        let mut busy = false;
         for request in posted {
-            busy |= matches!(request.state(self), Ok(TransferState::InProgress));
+            let _ = request.state(self);
         }
-        busy
     }
 
     fn lock_active(&self) -> MutexGuard<'_, Vec<Arc<Request>>> {
@@ -215,7 +220,12 @@ impl Endpoint {
     }
 
     /// Takes over a transfer whose handle was dropped while it was under way.
-    pub fn adopt(&self) {
+    pub fn adopt(&self, request: &Arc<Request>) {
+        let mut active = self.lock_active();
+        request.set_orphan();
+        if !request.set_tracked(true) {
+            active.push(request.clone());
+        }
         self.orphans.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -249,7 +259,8 @@ impl Endpoint {
     pub fn close(&self) -> Result<()> {
         self.closed.store(true, Ordering::Release);
         match self.quiesce("closing", |_| true) {
-            Ok(_guard) => {
+            Ok(guard) => {
+                drop(guard);
                 self.reap();
                 Ok(())
             }

@@ -125,8 +125,8 @@ fn check_same(present: &Loaded, explicit: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Candidates in order, and the package folders that were searched for wheels.
-fn candidates(explicit: Option<&str>) -> (Vec<(Source, PathBuf)>, Vec<PathBuf>) {
+/// Candidates in order, and notes about the rules that gave none.
+fn candidates(explicit: Option<&str>) -> (Vec<(Source, PathBuf)>, Vec<Attempt>) {
     if let Some(path) = explicit {
         return (vec![(Source::Option, PathBuf::from(path))], Vec::new());
     }
@@ -142,26 +142,42 @@ fn candidates(explicit: Option<&str>) -> (Vec<(Source, PathBuf)>, Vec<PathBuf>) 
             Vec::new(),
         );
     }
+    let note = |source: Source, path: &str, outcome: &str| Attempt {
+        place: source.describe(),
+        path: PathBuf::from(path),
+        outcome: outcome.into(),
+    };
+    let mut notes = vec![
+        note(Source::Environment, ENV_LIBRARY, "is not set"),
+        note(Source::Mapped, "/proc/self/maps", "shows none"),
+    ];
     let (wheels, folders) = search::in_wheels(&mapped);
+    if folders.is_empty() {
+        let why = "no Python runs here, and VIRTUAL_ENV and CONDA_PREFIX lead to no packages";
+        notes.push(note(Source::Wheel, "site-packages", why));
+    }
+    for folder in folders
+        .iter()
+        .filter(|f| !wheels.iter().any(|w| w.starts_with(f)))
+    {
+        notes.push(note(
+            Source::Wheel,
+            &folder.to_string_lossy(),
+            "has no NIXL wheel",
+        ));
+    }
     let mut out: Vec<_> = wheels.into_iter().map(|p| (Source::Wheel, p)).collect();
     out.push((Source::System, PathBuf::from(LIBRARY)));
-    (out, folders)
+    (out, notes)
 }
 
 /// Opens the first candidate that can be used; the report's error says that there was none.
 fn open_first(explicit: Option<&str>) -> LibraryReport {
-    let (candidates, folders) = candidates(explicit);
-    let mut report = LibraryReport::default();
-    if !candidates
-        .iter()
-        .any(|(source, _)| *source == Source::Wheel)
-    {
-        report.tried.extend(folders.into_iter().map(|path| Attempt {
-            place: Source::Wheel.describe(),
-            path,
-            outcome: "has no NIXL wheel".into(),
-        }));
-    }
+    let (candidates, tried) = candidates(explicit);
+    let mut report = LibraryReport {
+        tried,
+        ..LibraryReport::default()
+    };
     for (source, path) in candidates {
         let place = source.describe();
         match open(&path) {

@@ -46,6 +46,8 @@ pub struct NixlList {
     raw: ffi::DlistHandle,
     len: usize,
     lengths: Lengths,
+    /// Kind and range of the first descriptor.
+    first: (MemKind, MemDesc),
     /// The peer, or this agent itself; `None` for a local side.
     remote: Option<Arc<CString>>,
     /// The regions of this agent that the ranges lie in; `None` for those of a peer.
@@ -211,6 +213,7 @@ impl Endpoint {
             raw,
             len: descs.len(),
             lengths: Lengths::of(descs),
+            first: (kind, descs[0]),
             remote,
             coverage,
         })
@@ -284,7 +287,7 @@ impl Endpoint {
             return Err(self.explain_make(peer, pairs, code));
         }
         let coverage = [local.coverage.clone(), remote.coverage.clone()];
-        Ok(self.wrap(raw, peer.clone(), coverage))
+        Ok(self.wrap(raw, peer.clone(), [local.first, remote.first], coverage))
     }
 
     /// Makes a transfer of two arrays of equal shape.
@@ -347,16 +350,18 @@ impl Endpoint {
                 false => self.explain_remote(&peer, remote_kind, remote, code),
             });
         }
-        Ok(self.wrap(raw, peer, coverage))
+        let sample = [(local_kind, local[0]), (remote_kind, remote[0])];
+        Ok(self.wrap(raw, peer, sample, coverage))
     }
 
     fn wrap(
         self: &Arc<Self>,
         raw: ffi::XferReq,
         peer: Arc<CString>,
+        sample: [(MemKind, MemDesc); 2],
         coverage: [Option<Arc<Coverage>>; 2],
     ) -> NixlTransfer {
-        let request = Arc::new(Request::new(raw, peer, coverage));
+        let request = Arc::new(Request::new(raw, peer, sample, coverage));
         NixlTransfer {
             endpoint: self.clone(),
             request,

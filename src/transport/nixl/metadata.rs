@@ -331,18 +331,30 @@ mod tests {
         let conns: &[(&str, &[u8])] = &[("UCX", b"address")];
         let ok = range(4096, 1);
         for (why, bytes) in [
-            ("kind", sample(b"peer", 5, &[ok.clone()], conns)),
-            ("kind", sample(b"peer", u32::MAX, &[ok.clone()], conns)),
+            ("kind", sample(b"peer", 5, std::slice::from_ref(&ok), conns)),
+            (
+                "kind",
+                sample(b"peer", u32::MAX, std::slice::from_ref(&ok), conns),
+            ),
             ("wraps", sample(b"peer", 0, &[range(u64::MAX, 2)], conns)),
             (
                 "no key",
                 sample(b"peer", 0, &[range(1, 1)[..24].to_vec()], conns),
             ),
             ("a range of", sample(b"peer", 0, &[vec![0; 23]], conns)),
-            ("UTF-8", sample(b"pe\xffer", 0, &[ok.clone()], conns)),
-            ("NUL", sample(b"pe\0er", 0, &[ok.clone()], conns)),
-            ("empty", sample(b"", 0, &[ok.clone()], conns)),
-            ("empty", sample(b"peer", 0, &[ok.clone()], &[("UCX", b"")])),
+            (
+                "UTF-8",
+                sample(b"pe\xffer", 0, std::slice::from_ref(&ok), conns),
+            ),
+            (
+                "NUL",
+                sample(b"pe\0er", 0, std::slice::from_ref(&ok), conns),
+            ),
+            ("empty", sample(b"", 0, std::slice::from_ref(&ok), conns)),
+            (
+                "empty",
+                sample(b"peer", 0, std::slice::from_ref(&ok), &[("UCX", b"")]),
+            ),
             ("follow", [good(), b"x".to_vec()].concat()),
         ] {
             let e = check(&bytes).expect_err(why);

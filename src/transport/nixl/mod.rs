@@ -17,6 +17,16 @@
 //! transfers that use them; a dropped or cancelled transfer is polled to its end before it is
 //! released; metadata is checked before NIXL reads it; a failure gets a status that says what to do.
 //!
+//! **Waiting.** Deregistering memory, removing a peer and closing wait for the transfers concerned, at
+//! most the drain timeout, and answer `Busy` (closing: `Timeout`) if they are not at rest by then.
+//!
+//! **A lost peer.** Its transfers and messages answer `PeerLost` from then on, also when it comes
+//! back: the broken connection stays until the peer is removed and its new metadata is loaded.
+//! Lists and transfers made before that stay void.
+//!
+//! **The metadata listener** of `listen_port` is NIXL's own. It listens on every interface, trusts
+//! what it reads, and none of the checks of `metadata` stand before it: for closed networks only.
+//!
 //! **Options.** All of [`AgentOptions`] but `copy_threads`. [`Progress::Thread`] is NIXL's own
 //! progress thread, asleep until UCX raises an event; `progress_delay` bounds how late it notices
 //! what raises none. With [`Progress::Caller`] a peer's first transfer or message makes way only
@@ -54,6 +64,7 @@ mod request;
 mod search;
 
 pub use library::{Attempt, LibraryReport, probe};
+pub use metadata::{Outline, check as inspect_metadata};
 
 /// The backend of an agent whose options name none.
 const DEFAULT_BACKEND: &str = "UCX";

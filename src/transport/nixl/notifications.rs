@@ -60,9 +60,11 @@ impl Endpoint {
                 "no backend {}can send a message to {remote:?}",
                 backend.map(|b| format!("of {b:?} ")).unwrap_or_default()
             ),
+            // A backend refuses a message to a peer that it knows when the connection is broken.
             code => bail!(
-                Status::Backend,
-                "a message of {} bytes to {remote:?} could not be sent (code {code})",
+                Status::PeerLost,
+                "a message of {} bytes to {remote:?} could not be sent: the connection is broken \
+                 (code {code}); remove the peer, and load its metadata again when it is back",
                 payload.len()
             ),
         }

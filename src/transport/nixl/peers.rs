@@ -249,7 +249,7 @@ impl Endpoint {
     /// Sends this agent's metadata.
     pub fn send_metadata(&self, to: MetadataStore<'_>) -> Result<()> {
         self.check_open()?;
-        let args = store(to)?;
+        let args = self.store(to)?;
         // SAFETY: all objects are alive for the call.
         let code = self.call(|agent| unsafe { ffi::nixl_capi_send_local_md(agent, opt(&args)) });
         stored("send its metadata to", to, code)
@@ -295,7 +295,7 @@ impl Endpoint {
         to: MetadataStore<'_>,
     ) -> Result<()> {
         let list = RegDlist::from_descs(kind, descs.iter())?;
-        let args = store(to)?;
+        let args = self.store(to)?;
         if let Some(args) = &args {
             self.backends.add_to(args, backends)?;
         }
@@ -316,7 +316,7 @@ impl Endpoint {
         self.check_open()?;
         no_label(label)?;
         let peer = c_string("agent name", remote)?;
-        let args = store(from)?;
+        let args = self.store(from)?;
         // SAFETY: all objects are alive for the call.
         let code = self.call(|agent| unsafe {
             ffi::nixl_capi_fetch_remote_md(agent, peer.as_ptr(), opt(&args))
@@ -327,7 +327,7 @@ impl Endpoint {
     /// Tells others that this agent's metadata is void.
     pub fn invalidate_metadata(&self, at: MetadataStore<'_>) -> Result<()> {
         self.check_open()?;
-        let args = store(at)?;
+        let args = self.store(at)?;
         // SAFETY: all objects are alive for the call.
         let code =
             self.call(|agent| unsafe { ffi::nixl_capi_invalidate_local_md(agent, opt(&args)) });
@@ -335,15 +335,27 @@ impl Endpoint {
     }
 }
 
-/// Options that name the other side; none for the central store, which NIXL's environment names.
-fn store(store: MetadataStore<'_>) -> Result<Option<OptArgs>> {
-    let MetadataStore::Address { host, port } = store else {
-        return Ok(None);
-    };
-    let ip = resolve(host, port)?;
-    let args = OptArgs::new()?;
-    args.set_address(&ip, port)?;
-    Ok(Some(args))
+impl Endpoint {
+    /// Options that name the other side; none for the central store, which NIXL's environment
+    /// names.
+    fn store(&self, store: MetadataStore<'_>) -> Result<Option<OptArgs>> {
+        let MetadataStore::Address { host, port } = store else {
+            return Ok(None);
+        };
+        if !self.listens {
+            // NIXL would accept the call, and its thread that is to do it would not exist.
+            bail!(
+                Status::InvalidState,
+                "metadata can be exchanged with {host:?}, port {port}, only by an agent that has a \
+                 listen port of its own, and {:?} has none",
+                self.name
+            );
+        }
+        let ip = resolve(host, port)?;
+        let args = OptArgs::new()?;
+        args.set_address(&ip, port)?;
+        Ok(Some(args))
+    }
 }
 
 /// NIXL's listener takes numbers only, and IPv4 only.
@@ -395,8 +407,7 @@ fn stored(doing: &str, at: MetadataStore<'_>, code: ffi::Code) -> Result<()> {
         ),
         (code, MetadataStore::Address { host, port }) => bail!(
             Status::Backend,
-            "the agent cannot {doing} {host:?}, port {port}; it must have been made with a listen \
-             port of its own (code {code})"
+            "the agent cannot {doing} {host:?}, port {port} (code {code})"
         ),
     }
 }

@@ -277,7 +277,7 @@ mod tests {
         );
         let gone = r.region(MemKind::Dram, &range(1000, 100)).expect("there");
         r.remove(MemKind::Dram, &range(1000, 100), "UCX");
-        assert!(first.touches(&[gone.clone()]) && !second.touches(&[gone]));
+        assert!(first.touches(std::slice::from_ref(&gone)) && !second.touches(&[gone]));
         assert_eq!(
             r.validate(&first).expect_err("void").status(),
             Status::NotRegistered

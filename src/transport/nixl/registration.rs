@@ -62,11 +62,13 @@ impl Endpoint {
         }
         if took.is_empty() || (!backends.is_empty() && !codes.is_empty()) {
             for name in &took {
-                let args = self.backends.options(&[name])?;
-                // SAFETY: as above; nothing can have been prepared in these ranges yet.
-                self.call(|agent| unsafe {
-                    ffi::nixl_capi_deregister_mem(agent, list.raw(), opt(&args))
-                });
+                // The usual way: if a range was registered before, NIXL may take back either of
+                // its registrations, so lists in it are void.
+                for desc in descs {
+                    self.registry
+                        .add(kind, &desc.range, std::slice::from_ref(name));
+                }
+                self.deregister(kind, descs, &[name])?;
             }
             bail!(
                 Status::Backend,

@@ -14,9 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::endpoint::Endpoint;
 use super::ffi;
-use super::objects::{Backend, OptArgs};
+use super::objects::{Backend, OptArgs, XferDlist};
 use super::regions::{Coverage, Region};
 use crate::error::{Error, Result, Status, bail};
+use crate::memory::{MemDesc, MemKind};
 use crate::transport::{Cost, Telemetry, TransferState};
 
 const NOT_POSTED: u8 = 0;
@@ -33,6 +34,8 @@ pub struct Request {
     orphan: AtomicBool,
     tracked: AtomicBool,
     remote: Arc<CString>,
+    /// Kind and range of one descriptor of either side, for asking about the connection.
+    sample: [(MemKind, MemDesc); 2],
     /// The registered regions of the local side, and of the remote side when that is this agent.
     coverage: [Option<Arc<Coverage>>; 2],
 }
@@ -52,6 +55,7 @@ impl Request {
     pub fn new(
         raw: ffi::XferReq,
         remote: Arc<CString>,
+        sample: [(MemKind, MemDesc); 2],
         coverage: [Option<Arc<Coverage>>; 2],
     ) -> Request {
         Request {
@@ -61,6 +65,7 @@ impl Request {
             orphan: AtomicBool::new(false),
             tracked: AtomicBool::new(false),
             remote,
+            sample,
             coverage,
         }
     }
@@ -73,6 +78,11 @@ impl Request {
     /// Whether its handle is gone.
     pub fn is_orphan(&self) -> bool {
         self.orphan.load(Ordering::Acquire)
+    }
+
+    /// Notes that its handle is gone.
+    pub fn set_orphan(&self) {
+        self.orphan.store(true, Ordering::Release);
     }
 
     /// Notes that the endpoint holds it in its list, or no longer does; returns what was before.
@@ -127,10 +137,8 @@ impl Request {
             }
             None => None,
         };
-        let _pinned = endpoint.pin();
-        for coverage in self.coverage.iter().flatten() {
-            endpoint.registry.validate(coverage)?;
-        }
+        let pinned = endpoint.pin();
+        self.check_memory(endpoint)?;
         let mut inner = self.lock_for_post(endpoint)?;
         self.cancel.store(false, Ordering::Release);
         inner.error = None;
@@ -140,12 +148,22 @@ impl Request {
         // null, and `pin` keeps what the request points to in place.
         let code =
             endpoint.call(|agent| unsafe { ffi::nixl_capi_post_xfer_req(agent, inner.raw, args) });
-        let outcome = self.settle(endpoint, &mut inner, code, "posting");
-        drop(inner);
-        if matches!(outcome, Ok(TransferState::InProgress)) {
+        if code == ffi::IN_PROG {
+            // In this order: whoever shuts the gate finds it both tracked and under way.
+            self.set_phase(UNDER_WAY);
             endpoint.track(self);
+            return Ok(TransferState::InProgress);
         }
-        outcome
+        drop(pinned);
+        self.settle(endpoint, &mut inner, code, "posting")
+    }
+
+    /// An error if memory that it uses was deregistered.
+    fn check_memory(&self, endpoint: &Endpoint) -> Result<()> {
+        self.coverage
+            .iter()
+            .flatten()
+            .try_for_each(|c| endpoint.registry.validate(c))
     }
 
     /// The lock, once the request is at rest.
@@ -162,7 +180,10 @@ impl Request {
         if self.phase.load(Ordering::Acquire) == POSTING {
             return active();
         }
-        if matches!(self.state(endpoint), Ok(TransferState::InProgress)) {
+        // Only then: in the other phases asking makes an error, with its text, for nobody.
+        if self.phase.load(Ordering::Acquire) == UNDER_WAY
+            && matches!(self.state(endpoint), Ok(TransferState::InProgress))
+        {
             return active();
         }
         // Whoever has the lock now is in a short call, or is posting and will have set the phase.
@@ -258,16 +279,24 @@ impl Request {
         }
     }
 
-    /// Why posting or polling failed. NIXL's C API has one code for most failures, so ask whether
-    /// it still knows the peer: it forgets a peer whose connection breaks.
+    /// Why posting or polling failed. NIXL's C API has one code for most failures, so ask further.
     fn failure(&self, endpoint: &Endpoint, code: ffi::Code, doing: &str) -> Error {
         let remote = self.remote_name();
         if code == ffi::NOT_FOUND || !endpoint.knows(&self.remote) {
             return Error::new(
                 Status::PeerLost,
                 format!(
-                    "{doing}: the connection to {remote:?} is gone; load its metadata again and \
-                     make the transfer anew"
+                    "{doing}: {remote:?} was removed after the transfer was made; load its \
+                     metadata again and make the transfer anew"
+                ),
+            );
+        }
+        if self.connection_is_broken(endpoint) {
+            return Error::new(
+                Status::PeerLost,
+                format!(
+                    "{doing}: the connection to {remote:?} is broken (code {code}); remove it, and \
+                     load its metadata again when it is back"
                 ),
             );
         }
@@ -275,6 +304,46 @@ impl Request {
             Status::Backend,
             format!("{doing}: the backend failed on the transfer with {remote:?} (code {code})"),
         )
+    }
+
+    /// Whether the backend refuses even to move no bytes: what it does once a connection has
+    /// failed, which it then stays until the peer is removed.
+    fn connection_is_broken(&self, endpoint: &Endpoint) -> bool {
+        let _pinned = endpoint.pin();
+        if self.check_memory(endpoint).is_err() {
+            return false;
+        }
+        let [local, remote] = self.sample.map(|(kind, desc)| {
+            XferDlist::from_descs(kind, [MemDesc { len: 0, ..desc }].into_iter())
+        });
+        let (Ok(local), Ok(remote)) = (local, remote) else {
+            return false;
+        };
+        let mut raw = ptr::null_mut();
+        // SAFETY: the lists are alive for the call, and `pin` keeps the memory registered until the
+        // request is gone; it moves no bytes, so it may be released at any time.
+        unsafe {
+            let made = endpoint.call(|agent| {
+                ffi::nixl_capi_create_xfer_req(
+                    agent,
+                    crate::transport::Op::Read as i32,
+                    local.raw(),
+                    remote.raw(),
+                    self.remote.as_ptr(),
+                    &mut raw,
+                    ptr::null_mut(),
+                )
+            });
+            if made != ffi::SUCCESS || raw.is_null() {
+                return false;
+            }
+            endpoint.call(|agent| {
+                let code = ffi::nixl_capi_post_xfer_req(agent, raw, ptr::null_mut());
+                ffi::nixl_capi_release_xfer_req(agent, raw);
+                ffi::nixl_capi_destroy_xfer_req(raw);
+                code != ffi::SUCCESS && code != ffi::IN_PROG
+            })
+        }
     }
 
     /// Asks it to stop: it is polled to its end, and answers `Canceled` then.
@@ -333,9 +402,7 @@ impl Request {
     /// An estimate of its duration.
     pub fn cost(&self, endpoint: &Endpoint) -> Result<Cost> {
         let _pinned = endpoint.pin();
-        for coverage in self.coverage.iter().flatten() {
-            endpoint.registry.validate(coverage)?;
-        }
+        self.check_memory(endpoint)?;
         let inner = self.lock_at_rest()?;
         let (mut duration_us, mut error_margin_us, mut method) = (0, 0, 0);
         // SAFETY: the request is alive and locked, and `pin` keeps what it points to in place.
@@ -401,10 +468,9 @@ impl Request {
 
     /// What happens when the handle is dropped: released at once if at rest, else left to the
     /// endpoint.
-    pub fn abandon(&self, endpoint: &Endpoint) {
+    pub fn abandon(self: &Arc<Self>, endpoint: &Endpoint) {
         if matches!(self.state(endpoint), Ok(TransferState::InProgress)) {
-            self.orphan.store(true, Ordering::Release);
-            endpoint.adopt();
+            endpoint.adopt(self);
         } else {
             self.release(endpoint);
         }

@@ -1,0 +1,1 @@
+"""The parts of ``examples/demo.py``: the cache, and the two engines that move it."""

@@ -1,0 +1,47 @@
+//! The snippets of docs/c-api.md are parts of programs that are compiled and run.
+
+use std::path::Path;
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The lines of a program or snippet, without their indentation, so that a snippet may be shown
+/// further left than it stands.
+fn lines(text: &str) -> Vec<&str> {
+    text.lines().map(str::trim).collect()
+}
+
+/// The fenced blocks of a language.
+fn snippets<'a>(page: &'a str, language: &str) -> Vec<Vec<&'a str>> {
+    let fence = format!("```{language}\n");
+    let blocks = page.split(fence.as_str()).skip(1);
+    blocks
+        .map(|b| lines(b.split("```").next().expect("fences are closed")))
+        .collect()
+}
+
+#[test]
+fn snippets_of_the_c_page_are_compiled() {
+    let page = read("docs/c-api.md");
+    for (language, program, at_least) in
+        [("c", "tests/c/tour.c", 8), ("cpp", "tests/cpp/tour.cpp", 2)]
+    {
+        let source = read(program);
+        let source = lines(&source);
+        let snippets = snippets(&page, language);
+        assert!(
+            snippets.len() >= at_least,
+            "{} of {language}",
+            snippets.len()
+        );
+        for snippet in snippets {
+            assert!(
+                source.windows(snippet.len()).any(|w| w == snippet),
+                "{program} does not contain this snippet of docs/c-api.md:\n{}",
+                snippet.join("\n")
+            );
+        }
+    }
+}
