@@ -13,6 +13,7 @@
 )]
 
 pub mod agent;
+pub mod doctor;
 pub mod layout;
 pub mod library;
 pub mod logging;
