@@ -66,9 +66,10 @@
 //! # In files
 //!
 //! This one has the tables, `validate` says what a sound layout is, `builder` makes the common
-//! ones, `wire` is the serialised form in which ranks exchange them.
+//! ones, `wire` is the serialised form in which ranks exchange them, `describe` explains.
 
 mod builder;
+mod describe;
 mod validate;
 mod wire;
 
