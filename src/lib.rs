@@ -8,11 +8,12 @@
 //! | [`plan`] | who copies which bytes from whom: two layouts into lanes, block ids into ranges |
 //! | [`transport`] | moving bytes: the trait, NIXL, and the built-in one for a single host |
 //! | [`agent`] | one rank's endpoint: registrations, remote agents, notifications, direct transfers |
+//! | [`queue`] | the background thread: plan and block ids in, completions out |
 //! | [`side_channel`] | metadata exchange before any transport connects two agents |
 //! | [`capi`] | the C boundary; everything in `kvferry.h` |
 //!
-//! Arrows go one way: `capi` to `agent` to `transport`, `capi` to
-//! `side_channel`, and from all of them to the words.
+//! Arrows go one way: `capi` to `queue` to `agent` to `transport`, `queue` to the pure rooms `plan` and
+//! `layout`, `capi` to `side_channel`, and from all of them to the words.
 
 pub mod agent;
 pub mod capi;
@@ -20,6 +21,8 @@ pub mod error;
 pub mod layout;
 pub mod memory;
 pub mod plan;
+pub mod queue;
 pub mod side_channel;
 mod sync;
+mod threads;
 pub mod transport;

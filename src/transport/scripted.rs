@@ -15,8 +15,13 @@
 //! | `fail_post` | n | the n-th post from now is refused |
 //! | `fail_transfer` | n | the n-th post from now is accepted and fails when it would complete |
 //! | `stubborn` | 0 or 1 | while 1, a cancel takes effect only when the bytes are through, as with NIXL |
+//! | `vram` | 0 or 1 | while 1, ranges may be called GPU memory; they are host memory all the same |
 //! | `lose` | agent | that peer is gone: transfers and messages to it fail |
 //! | `find` | agent | it is back |
+//!
+//! What it has done so far is told by the backend's information: `posts` is the number of posts that
+//! were accepted, `flying` how many transfers are under way, and a `post` each for the last of them the
+//! name of the peer and the number of bytes.
 //!
 //! Bytes are copied when a transfer completes, not when it is posted, so that a buffer that is used
 //! too early shows.
@@ -47,6 +52,7 @@ pub fn create(options: &AgentOptions) -> Result<Arc<dyn Transport>> {
         token: NEXT_TOKEN.fetch_add(1, Ordering::Relaxed),
         state: Mutex::default(),
         arrived: Condvar::new(),
+        copying: Mutex::default(),
     });
     for (plugin, params) in options.backends.iter().flatten() {
         core.script(plugin, params)?;
@@ -64,6 +70,8 @@ struct Core {
     token: u64,
     state: Mutex<State>,
     arrived: Condvar,
+    /// Held while bytes move; taken after `state` never, before it only.
+    copying: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -76,13 +84,20 @@ struct State {
     script: Script,
     /// Posted transfers that have not completed, in the order of their posts.
     flying: Vec<Arc<Flight>>,
+    posts: u64,
+    /// Peer and bytes of the last posts.
+    journal: VecDeque<(String, u64)>,
 }
+
+/// Most posts that are remembered.
+const JOURNAL: usize = 4096;
 
 #[derive(Default)]
 struct Script {
     delay: Duration,
     hold: bool,
     stubborn: bool,
+    vram: bool,
     /// State of a small random generator; 0 is "in order".
     reorder: u64,
     fail_post: u64,
@@ -120,6 +135,7 @@ impl Core {
                 "delay_us" => state.script.delay = Duration::from_micros(number()?),
                 "hold" => state.script.hold = number()? != 0,
                 "stubborn" => state.script.stubborn = number()? != 0,
+                "vram" => state.script.vram = number()? != 0,
                 "reorder" => state.script.reorder = number()?,
                 "fail_post" => state.script.fail_post = number()?,
                 "fail_transfer" => state.script.fail_transfer = number()?,
@@ -129,6 +145,18 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    fn accepts(&self, kind: MemKind) -> Result<()> {
+        match kind {
+            MemKind::Dram => Ok(()),
+            MemKind::Vram if lock(&self.state).script.vram => Ok(()),
+            other => bail!(
+                Status::NoBackend,
+                "the test transport has no {} memory",
+                other.name()
+            ),
+        }
     }
 
     /// The peer's core, if it is known, alive, and not lost by the script.
@@ -152,6 +180,8 @@ impl Core {
     fn advance(&self) {
         let now = Instant::now();
         loop {
+            // Until the outcome is known, so that closing can wait for it.
+            let _copying = lock(&self.copying);
             let (flight, peer) = {
                 let mut state = lock(&self.state);
                 let Some(i) = state.next_due(now) else { return };
@@ -217,6 +247,15 @@ impl State {
         self.registered.iter().any(|r| r.contains(range))
     }
 
+    fn note_post(&mut self, flight: &Flight) {
+        self.posts += 1;
+        if self.journal.len() == JOURNAL {
+            self.journal.pop_front();
+        }
+        let bytes = flight.pairs.iter().map(|(local, _)| local.len).sum();
+        self.journal.push_back((flight.remote.clone(), bytes));
+    }
+
     /// Index of a transfer to complete now.
     fn next_due(&mut self, now: Instant) -> Option<usize> {
         let stubborn = self.script.stubborn;
@@ -272,14 +311,20 @@ impl Transport for Endpoint {
                 "backend \"{backend}\" is not known; there is \"{NAME}\""
             );
         }
-        Ok(BackendInfo {
-            params: Params::new(),
-            kinds: vec![MemKind::Dram],
-        })
+        let state = lock(&self.core.state);
+        let mut params = vec![
+            ("posts".to_owned(), state.posts.to_string()),
+            ("flying".to_owned(), state.flying.len().to_string()),
+        ];
+        let posts = state.journal.iter();
+        params.extend(posts.map(|(peer, bytes)| ("post".to_owned(), format!("{peer} {bytes}"))));
+        let mut kinds = vec![MemKind::Dram];
+        kinds.extend(state.script.vram.then_some(MemKind::Vram));
+        Ok(BackendInfo { params, kinds })
     }
 
     fn register(&self, kind: MemKind, descs: &[RegDesc], _: &[&str]) -> Result<()> {
-        only_dram(kind)?;
+        self.core.accepts(kind)?;
         lock(&self.core.state)
             .registered
             .extend(descs.iter().map(|d| d.range));
@@ -382,7 +427,7 @@ impl Transport for Endpoint {
         descs: Descs<'_>,
         _: &[&str],
     ) -> Result<Arc<dyn PreparedList>> {
-        only_dram(kind)?;
+        self.core.accepts(kind)?;
         let ranges: Vec<MemDesc> = match descs {
             Descs::Flat(flat) => flat.to_vec(),
             Descs::Strided(rows) => rows
@@ -436,8 +481,8 @@ impl Transport for Endpoint {
         remote_agent: &str,
         options: TransferOptions<'_>,
     ) -> Result<Arc<dyn Transfer>> {
-        only_dram(local.0)?;
-        only_dram(remote.0)?;
+        self.core.accepts(local.0)?;
+        self.core.accepts(remote.0)?;
         let state = lock(&self.core.state);
         let peer = self.core.peer(&state, remote_agent)?;
         if let Some(bad) = local.1.iter().find(|d| !state.covers(d)) {
@@ -505,7 +550,8 @@ impl Transport for Endpoint {
 
     fn close(&self) -> Result<()> {
         lock(&AGENTS).remove(&self.core.token);
-        // Bytes move only inside calls, so what is dropped here never lands.
+        // Bytes move only inside calls: those that do now are waited for, the rest never lands.
+        let _copying = lock(&self.core.copying);
         for flight in lock(&self.core.state).flying.drain(..) {
             let ended = Error::new(Status::Canceled, "the agent was destroyed");
             *lock(&flight.outcome) = Some(Err(ended));
@@ -566,6 +612,7 @@ impl Transfer for ScriptedTransfer {
             outcome: Mutex::new(None),
             canceled: false.into(),
         });
+        state.note_post(&flight);
         state.flying.push(flight.clone());
         drop(state);
         *lock(&self.flight) = Some(flight);
@@ -616,17 +663,6 @@ fn countdown(n: &mut u64) -> bool {
             *n -= 1;
             *n == 0
         }
-    }
-}
-
-fn only_dram(kind: MemKind) -> Result<()> {
-    match kind {
-        MemKind::Dram => Ok(()),
-        other => bail!(
-            Status::NoBackend,
-            "the test transport has no {} memory",
-            other.name()
-        ),
     }
 }
 

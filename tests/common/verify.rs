@@ -29,7 +29,7 @@ pub enum Told {
 }
 
 /// The requests of all groups as the library takes them.
-fn request<'a>(lists: &'a [Lists], told: Told, pull: bool) -> Vec<GroupBlocks<'a>> {
+pub fn request<'a>(lists: &'a [Lists], told: Told, pull: bool) -> Vec<GroupBlocks<'a>> {
     lists
         .iter()
         .map(|l| {
@@ -81,7 +81,7 @@ fn ranges_of(runs: &Runs) -> Vec<Range> {
 }
 
 /// What the consumer's ranks must look like afterwards, and how many bytes that changes.
-fn expected(p: &Engine, d: &Engine, lists: &[Lists]) -> (Vec<Vec<u8>>, u64) {
+pub fn expected(p: &Engine, d: &Engine, lists: &[Lists]) -> (Vec<Vec<u8>>, u64) {
     let mut memories: Vec<Vec<u8>> = d.ranks.iter().map(|r| r.memory.clone()).collect();
     let mut bytes = 0;
     for (g, list) in lists.iter().enumerate() {
@@ -106,7 +106,7 @@ fn expected(p: &Engine, d: &Engine, lists: &[Lists]) -> (Vec<Vec<u8>>, u64) {
 }
 
 /// Compares memories, and says where they first differ.
-fn same(what: &str, rank: usize, got: &[u8], want: &[u8]) -> Result<(), String> {
+pub fn same(what: &str, rank: usize, got: &[u8], want: &[u8]) -> Result<(), String> {
     match got.iter().zip(want).position(|(a, b)| a != b) {
         None => Ok(()),
         Some(at) => {

@@ -1,0 +1,7 @@
+//! The queue: requests in, completions out, whatever happens in between.
+
+mod closing;
+mod faults;
+mod requests;
+mod support;
+mod turns;
