@@ -743,6 +743,16 @@ kvf_status kvf_agent_notifications(kvf_agent agent,
                                    kvf_notification_list *notifications);
 
 /**
+ * How many messages wait to be taken. Never blocks, and answers peers as
+ * `kvf_agent_notifications()` does: the cheaper call for a loop that mostly finds none. Any thread.
+ *
+ * @param count  Receives their number.
+ */
+KVF_MUST_USE
+kvf_status kvf_agent_notification_count(kvf_agent agent,
+                                        size_t *count);
+
+/**
  * Takes one message, the first from `from` (NULL: from anybody) that begins with `prefix`; waits
  * for it if need be. All others stay for later calls. Any thread.
  *

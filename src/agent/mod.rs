@@ -268,6 +268,14 @@ impl Agent {
         Ok(all)
     }
 
+    /// How many messages wait to be taken. Drives progress.
+    pub fn notification_count(&self) -> Result<usize> {
+        let transport = self.shared.open()?;
+        let mut inbox = lock(&self.inbox);
+        inbox.extend(transport.notifications(&[])?);
+        Ok(inbox.len())
+    }
+
     /// Takes the first message that the filter wants, waiting for it if need be; all others stay.
     /// A zero limit only looks. [`Status::Timeout`] when there is none in time.
     pub fn wait_notification(
@@ -609,12 +617,18 @@ fn check_indices(indices: &[i32], len: usize, what: &str) -> Result<()> {
             "the array of {what} indices is empty"
         )));
     }
-    // One unsigned comparison catches negatives too.
-    match indices.iter().position(|&i| i as u32 as usize >= len) {
-        None => Ok(()),
-        Some(at) => Err(Error::invalid(format!(
-            "{what} index {} (at position {at}) is outside the list of {len}",
-            indices[at]
-        ))),
+    // As unsigned numbers, negative ones are larger than any list. The largest of all is found many
+    // at a time; the first that is wrong is looked for only when there is one.
+    let largest = indices.iter().fold(0, |max, &i| (i as u32).max(max));
+    if (largest as usize) < len {
+        return Ok(());
     }
+    let wrong = indices
+        .iter()
+        .enumerate()
+        .find(|&(_, &i)| i as u32 as usize >= len);
+    let (at, index) = wrong.unwrap_or((0, &indices[0]));
+    Err(Error::invalid(format!(
+        "{what} index {index} (at position {at}) is outside the list of {len}"
+    )))
 }

@@ -691,6 +691,24 @@ pub unsafe extern "C" fn kvf_agent_notifications(
     })
 }
 
+/// How many messages wait to be taken. Never blocks, and answers peers as
+/// `kvf_agent_notifications()` does: the cheaper call for a loop that mostly finds none. Any thread.
+///
+/// @param count  Receives their number.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_agent_notification_count(
+    agent: kvf_agent,
+    count: *mut usize,
+) -> kvf_status {
+    guard(|| {
+        // SAFETY: the caller's contract.
+        let count = unsafe { out(count, "count") }?;
+        count.write(AGENTS.get(agent.id)?.notification_count()?);
+        Ok(())
+    })
+}
+
 /// Takes one message, the first from `from` (NULL: from anybody) that begins with `prefix`; waits
 /// for it if need be. All others stay for later calls. Any thread.
 ///

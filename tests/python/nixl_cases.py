@@ -52,7 +52,8 @@ def plain(value):
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in sorted(value.items())}
     if type(value).__name__ in ("nixlXferDList", "nixlRegDList"):
-        return [type(value).__name__, str(value.getType()), *(plain(value[i]) for i in range(value.descCount()))]
+        rows = (plain(value[i]) for i in range(value.descCount()))
+        return [type(value).__name__, str(value.getType()), *rows]
     if hasattr(value, "name") and hasattr(value, "value"):
         return f"{type(value).__name__}.{value.name}"
     return f"object:{type(value).__name__}"
@@ -138,7 +139,8 @@ def enums_behave(w):
         b.NIXL_THREAD_SYNC_RW == int(b.NIXL_THREAD_SYNC_RW), sorted(b.nixl_mem_t.__members__),
         sorted(b.nixl_status_t.__members__), sorted(b.nixl_thread_sync_t.__members__),
         plain(b.nixl_mem_t(1)), outcome(b.nixl_mem_t, 77), b.DRAM_SEG.name, b.DRAM_SEG.value,
-        plain(pickle.loads(pickle.dumps(b.FILE_SEG))), b.DRAM_SEG == None, {b.DRAM_SEG: 1}[b.DRAM_SEG],
+        plain(pickle.loads(pickle.dumps(b.FILE_SEG))), b.DRAM_SEG == None,  # noqa: E711
+        {b.DRAM_SEG: 1}[b.DRAM_SEG],
         outcome(lambda: b.DRAM_SEG < b.VRAM_SEG), b.NIXL_THREAD_SYNC_DEFAULT == b.NIXL_THREAD_SYNC_RW,
         outcome(lambda: [10, 20][b.VRAM_SEG]), outcome(lambda: b.VRAM_SEG + 1),
     ]
@@ -188,7 +190,7 @@ def xfer_list(w):
     out = [plain(d), d.descCount(), d.isEmpty(), str(d.getType()), outcome(d.index, (2000, 30, 0)),
            outcome(d.index, (1, 1, 1)), outcome(d.index, (1000, 105))]
     e = pickle.loads(pickle.dumps(d))
-    out += [e == d, e != d, plain(e), d == 5, d == None]
+    out += [e == d, e != d, plain(e), d == 5, d == None]  # noqa: E711
     d.remDesc(1)
     out += [plain(d), e == d]
     d.addDesc((7, 8, 9))
@@ -256,7 +258,7 @@ def serialised_lists(w):
 
 @case
 def get_descs(w):
-    x, r, a = w.a.get_xfer_descs, w.a.get_reg_descs, w.a
+    x, r = w.a.get_xfer_descs, w.a.get_reg_descs
     u = np.array([[1, 2, 3]], dtype=np.uint64)
     xl, rl = w.bind.nixlXferDList(w.bind.DRAM_SEG), w.bind.nixlRegDList(w.bind.DRAM_SEG)
     return [
@@ -290,7 +292,7 @@ def plugins(w):
 
 @case
 def registration(w):
-    a, S = w.a, w.SIZE
+    a = w.a
     m = np.zeros(8192, np.uint8)
     p = m.ctypes.data
     out = [outcome(a.register_memory, [(p, 4096, 0, "")], "DRAM"),
@@ -339,8 +341,8 @@ def prep(w, blocks=16, size=256):
 @case
 def prepared_read(w):
     w.mem_a[:] = 0
-    l, r = prep(w)
-    h = w.a.make_prepped_xfer("READ", l, [3, 1], r, [0, 5], b"done")
+    mine, r = prep(w)
+    h = w.a.make_prepped_xfer("READ", mine, [3, 1], r, [0, 5], b"done")
     early = outcome(w.a.check_xfer_state, h)
     first = w.a.transfer(h)
     state = w.finish(h)
@@ -351,22 +353,22 @@ def prepared_read(w):
     rest[256:512] = 0
     out = [early, first in ("DONE", "PROC"), state, heard, bool(ok), bool((rest == 0).all()),
            outcome(w.a.query_xfer_backend, h), repr(h).startswith("nixl_xfer_handle(0x"),
-           repr(h).endswith("released=False)"), repr(l).startswith("nixl_prepped_dlist_handle(0x")]
+           repr(h).endswith("released=False)"), repr(mine).startswith("nixl_prepped_dlist_handle(0x")]
     w.a.release_xfer_handle(h)
     out += [repr(h).endswith("released=True)"), outcome(w.a.release_xfer_handle, h), outcome(h.release)]
-    w.a.release_dlist_handle(l)
+    w.a.release_dlist_handle(mine)
     r.release()
-    return out + [outcome(l.release), type(h).__name__, type(l).__name__]
+    return out + [outcome(mine.release), type(h).__name__, type(mine).__name__]
 
 
 @case
 def index_inputs(w):
-    l, r = prep(w)
+    mine, r = prep(w)
     make = w.a.make_prepped_xfer
 
     def run(left, right, **kw):
         w.mem_a[:4096] = 0
-        h = make("READ", l, left, r, right, **kw)
+        h = make("READ", mine, left, r, right, **kw)
         w.a.transfer(h)
         state = w.finish(h)
         h.release()
@@ -389,14 +391,14 @@ def index_inputs(w):
 
 @case
 def operations(w):
-    l, r = prep(w)
+    mine, r = prep(w)
     make = w.a.make_prepped_xfer
-    return [outcome(make, "RD", l, [0], r, [0]), outcome(make, "read", l, [0], r, [0]),
+    return [outcome(make, "RD", mine, [0], r, [0]), outcome(make, "read", mine, [0], r, [0]),
             outcome(make, "READ", None, [0], r, [0]), outcome(make, "RD", 0, [], 0, []),
             outcome(w.a.initialize_xfer, "WR", None, None, "x"),
-            outcome(make, "READ", l, [0], r, [0], "text"), outcome(make, "READ", l, [0], r, [0], 5),
-            outcome(w.a.agent.makeXferReq, w.bind.NIXL_READ, l._handle, [0], r._handle, [0]).__class__.__name__,
-            outcome(w.a.agent.makeXferReq, 0, l._handle, [0], r._handle, [0])]
+            outcome(make, "READ", mine, [0], r, [0], "text"), outcome(make, "READ", mine, [0], r, [0], 5),
+            outcome(w.a.agent.makeXferReq, w.bind.NIXL_READ, mine._handle, [0], r._handle, [0]).__class__.__name__,
+            outcome(w.a.agent.makeXferReq, 0, mine._handle, [0], r._handle, [0])]
 
 
 @case
@@ -426,8 +428,8 @@ def strided_read(w):
     w.mem_a[:] = 0
     s = np.array([[w.addr_a, 128, 0, 256, 4], [w.addr_a + 4096, 128, 0, 128, 4]], dtype=np.uint64)
     t = np.array([[w.addr_b + 512, 128, 0, 512, 8]], dtype=np.uint64)
-    l, r = w.a.prep_xfer_dlist("", s, "DRAM"), w.a.prep_xfer_dlist("case-b", t, "DRAM")
-    h = w.a.make_prepped_xfer("READ", l, list(range(8)), r, [7, 6, 5, 4, 3, 2, 1, 0])
+    mine, r = w.a.prep_xfer_dlist("", s, "DRAM"), w.a.prep_xfer_dlist("case-b", t, "DRAM")
+    h = w.a.make_prepped_xfer("READ", mine, list(range(8)), r, [7, 6, 5, 4, 3, 2, 1, 0])
     w.a.transfer(h)
     state = w.finish(h)
     good = True
@@ -435,45 +437,45 @@ def strided_read(w):
         at = i * 256 if i < 4 else 4096 + (i - 4) * 128
         src = 512 + (7 - i) * 512
         good &= bool((w.mem_a[at:at + 128] == w.mem_b[src:src + 128]).all())
-    return [state, good, outcome(w.a.make_prepped_xfer, "READ", l, [8], r, [0])]
+    return [state, good, outcome(w.a.make_prepped_xfer, "READ", mine, [8], r, [0])]
 
 
 @case
 def loopback(w):
     w.mem_a[:] = 0
     w.mem_a[:64] = 9
-    l = w.a.prep_xfer_dlist("", [(w.addr_a, 64, 0)], "DRAM")
+    mine = w.a.prep_xfer_dlist("", [(w.addr_a, 64, 0)], "DRAM")
     r = w.a.prep_xfer_dlist("case-a", [(w.addr_a + 4096, 64, 0)], "DRAM")
-    h = w.a.make_prepped_xfer("WRITE", l, [0], r, [0], b"self")
+    h = w.a.make_prepped_xfer("WRITE", mine, [0], r, [0], b"self")
     w.a.transfer(h)
     return [w.finish(h), int(w.mem_a[4096:4160].sum()), w.notification(w.a, "case-a", b"self")]
 
 
 @case
 def unequal_lengths(w):
-    l = w.a.prep_xfer_dlist("", [(w.addr_a, 64, 0)], "DRAM")
+    mine = w.a.prep_xfer_dlist("", [(w.addr_a, 64, 0)], "DRAM")
     r = w.a.prep_xfer_dlist("case-b", [(w.addr_b, 128, 0)], "DRAM")
     x = w.a.get_xfer_descs
     one, two = x([(w.addr_a, 64, 0)], "DRAM"), x([(w.addr_b, 64, 0), (w.addr_b + 64, 64, 0)], "DRAM")
     longer = x([(w.addr_b, 128, 0)], "DRAM")
-    return [outcome(w.a.make_prepped_xfer, "READ", l, [0], r, [0]),
+    return [outcome(w.a.make_prepped_xfer, "READ", mine, [0], r, [0]),
             outcome(w.a.initialize_xfer, "READ", one, two, "case-b"),
             outcome(w.a.initialize_xfer, "READ", one, longer, "case-b")]
 
 
 @case
 def swapped_lists(w):
-    l, r = prep(w)
-    return [outcome(w.a.make_prepped_xfer, "READ", r, [0], l, [0]), outcome(w.a.make_prepped_xfer, "READ", l, [0], l, [0])]
+    mine, r = prep(w)
+    return [outcome(w.a.make_prepped_xfer, "READ", r, [0], mine, [0]), outcome(w.a.make_prepped_xfer, "READ", mine, [0], mine, [0])]
 
 
 @case
 def direct(w):
     x, init = w.a.get_xfer_descs, w.a.initialize_xfer
-    l = x([(w.addr_a, 64, 0), (w.addr_a + 128, 64, 0)], "DRAM")
+    mine = x([(w.addr_a, 64, 0), (w.addr_a + 128, 64, 0)], "DRAM")
     r = x(np.array([[w.addr_b, 64, 0], [w.addr_b + 1024, 64, 0]], np.uint64), "DRAM")
     w.mem_a[:] = 0
-    h = init("READ", l, r, "case-b", b"direct")
+    h = init("READ", mine, r, "case-b", b"direct")
     early = outcome(w.a.check_xfer_state, h)
     w.a.transfer(h)
     state = w.finish(h)
@@ -483,19 +485,21 @@ def direct(w):
     heard = [w.notification(w.b, "case-a", b"direct"), w.notification(w.b, "case-a", b"second")]
     empty = w.bind.nixlXferDList(w.bind.DRAM_SEG)
     return [early, state, ok, again, heard,
-            outcome(init, "READ", l, r, "nobody"), outcome(init, "READ", l, r, b"case-b"),
+            outcome(init, "READ", mine, r, "nobody"), outcome(init, "READ", mine, r, b"case-b"),
             outcome(init, "READ", None, r, "case-b"), outcome(init, "READ", [(1, 2, 3)], r, "case-b"),
-            outcome(init, "READ", l, r, "case-b", backends=["NOPE"]), outcome(init, "READ", empty, empty, "case-b"),
+            outcome(init, "READ", mine, r, "case-b", backends=["NOPE"]), outcome(init, "READ", empty, empty, "case-b"),
             outcome(init, "READ", x([(5, 6, 0)], "DRAM"), x([(w.addr_b, 6, 0)], "DRAM"), "case-b"),
             outcome(init, "READ", x([(w.addr_a, 6, 0)], "DRAM"), x([(6, 6, 0)], "DRAM"), "case-b"),
             outcome(init, "READ", x([(w.addr_a, 6, 0)], "DRAM"), x([(w.addr_b, 6, 0)], "VRAM"), "case-b"),
-            outcome(init, "WRITE", l, l, "case-a")]
+            outcome(init, "WRITE", mine, mine, "case-a")]
 
 
 @case
 def notifications(w):
     a, b = w.a, w.b
-    a.get_new_notifs(); b.get_new_notifs(); a.notifs.clear(); b.notifs.clear()
+    for agent in (a, b):
+        agent.get_new_notifs()
+        agent.notifs.clear()
     a.send_notif("case-b", b"one")
     a.send_notif("case-b", "two")
     a.send_notif("case-b", b"\x00\xff raw")
@@ -528,8 +532,8 @@ def empty_notification(w):
 
 @case
 def telemetry(w):
-    l, r = prep(w)
-    h = w.a.make_prepped_xfer("READ", l, [0], r, [0])
+    mine, r = prep(w)
+    h = w.a.make_prepped_xfer("READ", mine, [0], r, [0])
     w.a.transfer(h)
     w.finish(h)
     config = w.api.nixl_agent_config(False, capture_telemetry=True)
@@ -553,8 +557,8 @@ def telemetry(w):
 
 @case
 def cost(w):
-    l, r = prep(w)
-    h = w.a.make_prepped_xfer("READ", l, [0], r, [0])
+    mine, r = prep(w)
+    h = w.a.make_prepped_xfer("READ", mine, [0], r, [0])
     got = w.a.estimate_xfer_cost(h)
     return [type(got).__name__, len(got), got[2], [type(v).__name__ for v in got[:2]], got[0] > 0]
 
@@ -653,8 +657,8 @@ def listener(w):
 
 @case
 def reposting(w):
-    l, r = prep(w)
-    h = w.a.make_prepped_xfer("READ", l, [0], r, [0], b"rp")
+    mine, r = prep(w)
+    h = w.a.make_prepped_xfer("READ", mine, [0], r, [0], b"rp")
     out = []
     for _ in range(3):
         w.a.transfer(h)
@@ -692,11 +696,12 @@ def tensors(w):
         """Addresses differ between runs; offsets do not."""
         if value is None:
             return None
-        return [str(value.getType()), *([d[0] - base, *map(plain, d[1:])] for d in (value[i] for i in range(value.descCount())))]
+        rows = [value[i] for i in range(value.descCount())]
+        return [str(value.getType()), *([d[0] - base, *map(plain, d[1:])] for d in rows)]
 
     x, r = w.a.get_xfer_descs, w.a.get_reg_descs
-    return [shifted(x(t)), shifted(x([t, u])), shifted(x(odd)), shifted(x([t, odd])), shifted(x(gpu)), shifted(x([gpu, gpu])),
-            shifted(x([t, gpu])), shifted(r(t)), shifted(r([t, u])), shifted(r(odd)), shifted(r([t, odd])), shifted(r(gpu)), shifted(r([t, gpu]))]
+    inputs = [t, [t, u], odd, [t, odd], gpu, [gpu, gpu], [t, gpu]]
+    return [shifted(make(tensors)) for make in (x, r) for tensors in inputs]
 
 
 def install_fake_torch():

@@ -137,7 +137,7 @@ PROGRAMS = {
                 while True:
                     a.notifications()
                     make()
-            except kvferry.errors.InvalidHandleError:
+            except (kvferry.errors.InvalidHandleError, kvferry.errors.InvalidStateError):
                 pass  # agents end before the interpreter does
         threading.Thread(target=poll, daemon=True).start()
         time.sleep(0.1)

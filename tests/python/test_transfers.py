@@ -190,9 +190,12 @@ def test_messages_between_processes(across):
     for n in range(5):
         peer.ask(do="notify", to=agent.name, payload=f"n{n}".encode().hex())
     assert agent.wait_notification(peer.name, "n3", 30) == kvferry.Notification(peer.name, b"n3")
-    got, end = [], time.monotonic() + 30
-    while len(got) < 4 and time.monotonic() < end:
-        got += agent.notifications()
+    end = time.monotonic() + 30
+    while agent.notification_count() < 4 and time.monotonic() < end:
+        pass
+    assert agent.notification_count() == 4
+    got = agent.notifications()
+    assert agent.notification_count() == 0
     assert got == [(peer.name, f"n{n}".encode()) for n in (0, 1, 2, 4)]
     begin = time.monotonic()
     with pytest.raises(kvferry.errors.TimeoutError, match="nobody-else"):

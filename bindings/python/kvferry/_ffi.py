@@ -684,6 +684,7 @@ FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
         c_int32,
         (_HANDLE, _NAMES, c_size_t, POINTER(kvf_notification_list)),
     ),
+    "kvf_agent_notification_count": (c_int32, (_HANDLE, POINTER(c_size_t))),
     "kvf_agent_wait_notification": (
         c_int32,
         (_HANDLE, c_char_p, _BYTES, c_size_t, c_uint64, POINTER(kvf_notification_list)),

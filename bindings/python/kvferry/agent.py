@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Mapping, Sequence
-from ctypes import byref, c_uint8, c_uint32, c_uint64, sizeof, string_at
+from ctypes import byref, c_size_t, c_uint8, c_uint32, c_uint64, sizeof, string_at
 from typing import Any, NamedTuple
 
 from . import _convert, _lifetime, errors
@@ -405,6 +405,12 @@ class Agent:
         arrived = kvf_notification_list()
         errors.check(lib.kvf_agent_notifications(self._handle, names, count, arrived))
         return take_notifications(arrived)
+
+    def notification_count(self) -> int:
+        """How many messages wait to be taken. Never blocks; cheaper than :meth:`notifications`."""
+        count = c_size_t()
+        errors.check(lib.kvf_agent_notification_count(self._handle, count))
+        return count.value
 
     def wait_notification(
         self, sender: str | None = None, prefix: bytes | str = b"", timeout: float | None = 5.0

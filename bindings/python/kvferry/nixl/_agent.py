@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from ctypes import byref, c_char_p, c_int32, c_uint8, c_uint32, c_uint64, sizeof
+from ctypes import byref, c_char_p, c_int32, c_size_t, c_uint8, c_uint32, c_uint64, sizeof
 from typing import Any
 
 from .. import _convert, _lifetime, errors
@@ -101,6 +101,8 @@ class nixlAgent:
         "_name",
         "_handle",
         "argument",
+        "waiting",
+        "waiting_ref",
         "_backends",
         "leaked",
         "_finalizer",
@@ -132,7 +134,12 @@ class nixlAgent:
         handle = c_uint64()
         check(lib.kvf_agent_create(options, handle))
         self._handle = handle.value
+        # The handle as the calls of the hot path take it, and where they leave a number of messages.
+        # Threads may write there at once: whoever reads another's number looks once too often, or
+        # finds the messages the next time.
         self.argument = handle
+        self.waiting = c_size_t()
+        self.waiting_ref = byref(self.waiting)
         self._backends: dict[int, bytes] = {}
         self.leaked: list[int] = []
         self.made_in = _lifetime.generation()
@@ -294,12 +301,11 @@ class nixlAgent:
         """Makes a transfer between ranges picked from two prepared lists."""
         if not isinstance(operation, nixl_xfer_op_t):
             raise TypeError(f"operation is a nixl_xfer_op_t, not {operation!r}")
-        left, left_count = _calls.indices(local_indices)
-        right, right_count = _calls.indices(remote_indices)
+        left, right = _calls.indices(local_indices), _calls.indices(remote_indices)
         handle = c_uint64()
         status = lib.kvf_transfer_make(
-            self._handle, operation.value, local_side, left, left_count, remote_side, right,
-            right_count, self.options(notif_msg, backend, skip_desc_merg), handle,
+            self._handle, operation.value, local_side, left, len(left) // 4, remote_side, right,
+            len(right) // 4, self.options(notif_msg, backend, skip_desc_merg), handle,
         )
         check(status, SIDES_DIFFER)
         return handle.value

@@ -6,18 +6,18 @@ import ctypes
 import pickle
 import sys
 from array import array
-from ctypes import c_uint64
+from ctypes import c_size_t, c_uint64
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from .. import _convert, _lifetime, errors
 from .. import side_channel as _side_channel
-from .._ffi import kvf_notification_list, lib
+from .._ffi import lib
 from . import _bindings as nixlBind
 from . import _calls
 from ._agent import SIDES_DIFFER
 from ._errors import failure, from_status
-from ._inputs import flat_table, message, strided_table, take_notifications
+from ._inputs import flat_table, message, strided_table
 from .logging import get_logger
 
 if TYPE_CHECKING:
@@ -26,12 +26,11 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 # Names of the hot path: globals are found faster than attributes of modules.
-_byref, _c_int32 = ctypes.byref, ctypes.c_int32
+_byref = ctypes.byref
 _new_handle = c_uint64.__new__
-_notification_list = kvf_notification_list
 _make, _post, _state, _release = _calls.make, _calls.post, _calls.state, _calls.release
-_notifications, _indices, _count = _calls.notifications, _calls.indices, _calls.count
-_NONE = _calls.count(0)
+_notification_count, _indices = _calls.notification_count, _calls.indices
+_count_in, _local, _NONE = _calls.count_in, _calls.local, _calls.NONE
 # There is one empty bytes object; were there more, they would only take the longer way.
 _EMPTY = b""
 
@@ -71,7 +70,10 @@ class _Handle(c_uint64):
         return f"{type(self).__name__}(0x{self.value:x}, released={self._released})"
 
     def __del__(self) -> None:
-        if getattr(self, "_released", True):  # __init__ may have failed
+        try:
+            if self._released:
+                return
+        except AttributeError:  # it was never made
             return
         status = _lifetime.end(self._END, self.value, self._agent.made_in)
         if status == errors.BusyError.status:
@@ -130,9 +132,15 @@ class nixl_xfer_handle(_Handle):
         self._released = True
 
 
-def _was_released(*handles: _Handle) -> errors.Error:
-    names = ", ".join(repr(handle) for handle in handles if handle._released)
-    return failure(nixlBind.nixlInvalidParamError, f"{names} cannot be used any more")
+def _failed(status: int, *handles: _Handle) -> errors.Error:
+    """The exception for a call with these handles. Only here, where it costs nothing to the calls that
+    succeed, does anybody look whether they are handles, and in use: C has found out that they are not.
+    """
+    error = from_status(status, SIDES_DIFFER)
+    over = [repr(handle) for handle in handles if handle._released]
+    if over:
+        return failure(nixlBind.nixlInvalidParamError, f"{', '.join(over)} cannot be used any more", status)
+    return error
 
 
 class nixl_thread_sync_t(Enum):
@@ -250,6 +258,9 @@ class nixl_agent:
             "READ": nixlBind.nixl_xfer_op_t.NIXL_READ,
         }
         self._op_codes = {name: op.value for name, op in self.nixl_ops.items()}
+        # One object in all of numpy, if it is there: being it stands for a dozen checks.
+        numpy = sys.modules.get("numpy")
+        self._int32 = numpy.dtype("int32") if numpy else object()
         self._side_channel: _side_channel.SideChannel | None = None
         self.plugin_list = self.agent.getAvailPlugins()
         if not self.plugin_list:
@@ -402,21 +413,27 @@ class nixl_agent:
             notif_msg: Sent to the remote agent when all bytes have arrived.
         """
         op = self._op_codes[operation]
-        if local_xfer_side._released or remote_xfer_side._released:
-            raise _was_released(local_xfer_side, remote_xfer_side)
         agent = self.agent
-        left, left_count = _indices(local_indices)
-        right, right_count = _indices(remote_indices)
+        # The usual kind of indices here and at once, all others by a call.
+        int32 = self._int32
+        if getattr(local_indices, "dtype", None) is int32 and local_indices.ndim == 1:
+            left = local_indices.tobytes()
+        else:
+            left = _indices(local_indices)
+        if getattr(remote_indices, "dtype", None) is int32 and remote_indices.ndim == 1:
+            right = remote_indices.tobytes()
+        else:
+            right = _indices(remote_indices)
         options = None
         if notif_msg is not _EMPTY or backends or skip_desc_merge:
             options = agent.options(notif_msg, self._handles(backends), skip_desc_merge)
         handle = _new_handle(nixl_xfer_handle)
         status = _make(
-            agent.argument, op, local_xfer_side, left, left_count, remote_xfer_side, right,
-            right_count, options, _byref(handle),
+            agent.argument, op, local_xfer_side, left, _count_in[len(left)],
+            remote_xfer_side, right, _count_in[len(right)], options, _byref(handle),
         )
         if status:
-            raise from_status(status, SIDES_DIFFER)
+            raise _failed(status, local_xfer_side, remote_xfer_side)
         handle._agent = agent
         handle._released = False
         return handle
@@ -443,28 +460,22 @@ class nixl_agent:
         Returns:
             ``"DONE"`` or ``"PROC"``; failures are raised.
         """
-        if handle._released:
-            raise _was_released(handle)
-        state = _c_int32()
+        state, reference = _local.state
         if notif_msg is _EMPTY:
-            status = _post(handle, None, _NONE, _byref(state))
+            status = _post(handle, None, _NONE, reference)
         else:
             notification = message(notif_msg)
-            status = _post(
-                handle, notification or None, _count(len(notification)), _byref(state)
-            )
+            status = _post(handle, notification or None, c_size_t(len(notification)), reference)
         if status:
-            raise from_status(status)
+            raise _failed(status, handle)
         return "PROC" if state.value else "DONE"
 
     def check_xfer_state(self, handle: nixl_xfer_handle) -> str:
         """``"DONE"`` or ``"PROC"``; failures are raised."""
-        if handle._released:
-            raise _was_released(handle)
-        state = _c_int32()
-        status = _state(handle, _byref(state))
+        state, reference = _local.state
+        status = _state(handle, reference)
         if status:
-            raise from_status(status)
+            raise _failed(status, handle)
         return "PROC" if state.value else "DONE"
 
     def get_xfer_telemetry(self, handle: nixl_xfer_handle) -> nixlBind.nixlXferTelemetry:
@@ -478,7 +489,11 @@ class nixl_agent:
 
     def release_xfer_handle(self, handle: nixl_xfer_handle) -> None:
         """Ends a transfer; see :meth:`nixl_xfer_handle.release`."""
-        handle.release()
+        if not handle._released:
+            status = _release(handle)
+            if status:
+                raise from_status(status)
+            handle._released = True
 
     def release_dlist_handle(self, handle: nixl_prepped_dlist_handle) -> None:
         """Ends a prepared list."""
@@ -501,14 +516,16 @@ class nixl_agent:
 
     def get_new_notifs(self, backends: list[str] = []) -> dict[str, list[bytes]]:  # noqa: B006
         """Takes the messages that have arrived: agent name → messages."""
-        if backends or self.agent.leaked:
-            self.agent.release_leaked()
-            return self.agent.getNotifs({}, self._handles(backends))
-        arrived = _notification_list()
-        status = _notifications(self.agent.argument, None, _NONE, _byref(arrived))
-        if status:
-            raise from_status(status)
-        return take_notifications({}, arrived) if arrived.len else {}
+        agent = self.agent
+        if agent.leaked:
+            agent.release_leaked()
+        if not backends:
+            status = _notification_count(agent.argument, agent.waiting_ref)
+            if status:
+                raise from_status(status)
+            if not agent.waiting.value:
+                return {}
+        return agent.getNotifs({}, self._handles(backends))
 
     def update_notifs(self, backends: list[str] = []) -> dict[str, list[bytes]]:  # noqa: B006
         """Adds the messages that have arrived to those kept in ``notifs``, and returns all."""

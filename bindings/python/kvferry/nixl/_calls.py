@@ -9,9 +9,9 @@ pass exactly what stands there.
 
 from __future__ import annotations
 
-import sys
+import threading
 from array import array
-from ctypes import c_int32, c_size_t
+from ctypes import byref, c_int32, c_size_t
 from struct import Struct
 from struct import error as StructError
 from typing import Any
@@ -30,28 +30,41 @@ make = _undeclared("kvf_transfer_make")
 post = _undeclared("kvf_transfer_post")
 state = _undeclared("kvf_transfer_state")
 release = _undeclared("kvf_transfer_release")
-notifications = _undeclared("kvf_agent_notifications")
-
-# Numbers of elements that occur again and again, as ctypes objects.
-_FEW = 256
-_COUNTS = [c_size_t(n) for n in range(_FEW + 1)]
+notification_count = _undeclared("kvf_agent_notification_count")
 
 
-def count(n: int) -> c_size_t:
-    """A number of elements as an argument."""
-    return _COUNTS[n] if n <= _FEW else c_size_t(n)
 
+class _Counts(dict):
+    """Number of bytes → the number of 32-bit integers in them, as an argument. Small ones are kept."""
+
+    def __missing__(self, nbytes: int) -> c_size_t:
+        count = c_size_t(nbytes // 4)
+        if nbytes <= 4096:
+            self[nbytes] = count
+        return count
+
+
+count_in = _Counts()
+NONE = c_size_t(0)
+
+
+class _Local(threading.local):
+    """Where the calls of a thread leave a state: an integer, and the reference to it."""
+
+    def __init__(self) -> None:
+        state = c_int32()
+        self.state = state, byref(state)
+
+
+local = _Local()
 
 # Below this packing is faster than making an array object.
 _PACKED = 33
 _PACK = [Struct(f"={n}i").pack for n in range(_PACKED)]
-# numpy's int32, once numpy has been seen: dtypes of this kind are one object, and comparing it
-# stands for a dozen checks.
-_int32: object = object()
 
 
-def indices(values: Any) -> tuple[bytes, c_size_t]:
-    """Indices as 32-bit integers, and their number. The copy costs less than asking for an address.
+def indices(values: Any) -> bytes:
+    """Indices as the bytes of 32-bit integers. The copy costs less than asking for an address.
 
     Takes what NIXL takes: integers in a list or another iterable, or a one-dimensional numpy array
     of numbers, and raises what NIXL raises for anything else.
@@ -60,30 +73,24 @@ def indices(values: Any) -> tuple[bytes, c_size_t]:
         n = len(values)
         if n < _PACKED:
             try:
-                return _PACK[n](*values), _COUNTS[n]
+                return _PACK[n](*values)
             except StructError as e:
                 raise RuntimeError(f"Unable to cast {values!r} to indices: {e}") from None
-    elif getattr(values, "dtype", None) is _int32 and values.ndim == 1:
-        n = len(values)
-        return values.tobytes(), _COUNTS[n] if n <= _FEW else c_size_t(n)
     elif is_ndarray(values):
         return _ndarray_indices(values)
     elif isinstance(values, (bytes, bytearray, str)):
         raise RuntimeError(f"Unable to cast {values!r} to indices")
     try:
-        made = array("i", values)
+        return array("i", values).tobytes()
     except (TypeError, OverflowError) as e:
         raise RuntimeError(f"Unable to cast {type(values).__name__} to indices: {e}") from None
-    return made.tobytes(), count(len(made))
 
 
-def _ndarray_indices(values: Any) -> tuple[bytes, c_size_t]:
-    global _int32
-    _int32 = sys.modules["numpy"].dtype("=i4")
+def _ndarray_indices(values: Any) -> bytes:
     if values.ndim != 1:
         raise ValueError("indices numpy array must be 1D")
     dtype = values.dtype
     if dtype.char not in "iI" or not dtype.isnative:
         # As NIXL does: numbers of another type are cut to 32 bits.
         values = values.astype("=i8", casting="unsafe").astype("=u4")
-    return values.tobytes(), count(len(values))
+    return values.tobytes()
