@@ -8,7 +8,7 @@ use std::{env, fs};
 const ABI_VERSION: u32 = 0;
 
 /// The sections of the header in reading order: a file of src/capi each, and its heading.
-const SECTIONS: [(&str, &str); 8] = [
+const SECTIONS: [(&str, &str); 12] = [
     ("status", "Status and errors"),
     ("library", "The library"),
     ("logging", "Logging"),
@@ -16,7 +16,11 @@ const SECTIONS: [(&str, &str); 8] = [
     ("memory", "Memory and descriptors"),
     ("agent", "Agents"),
     ("transfer", "Direct transfers"),
+    ("layout", "Layouts"),
+    ("plan", "Plans"),
+    ("queue", "Queues"),
     ("side_channel", "Side channel"),
+    ("doctor", "What there is to work with"),
 ];
 
 /// Width of the header, as in cbindgen.toml.

@@ -1,10 +1,13 @@
-//! How fast the local transport moves bytes between two real processes, against the bare system call
-//! and against memcpy, in one run:
+//! How fast the local transport moves bytes between two real processes, against NIXL/UCX, the bare
+//! system call and memcpy, in one run:
 //!
 //! ```text
 //! cargo bench --bench local_copy            # all sizes
 //! cargo bench --bench local_copy -- 256 9   # 256 MiB per side, 9 rounds
 //! ```
+//!
+//! NIXL is taken from where it is found, or from `KVF_TEST_NIXL`; without one its rows are left out. It
+//! runs twice: with its progress thread spinning, which is its own default, and without one.
 //!
 //! A child process owns the source. Every variant copies the same scattered blocks; the variants
 //! take turns within a round, so that a change of the machine's mood hits all of them, and the table
@@ -44,15 +47,15 @@ fn main() {
         .unwrap();
     let words: Vec<&str> = hello.split_whitespace().collect();
     let source: u64 = words[0].parse().unwrap();
-    let metadata: Vec<u8> = (0..words[1].len() / 2)
-        .map(|i| u8::from_str_radix(&words[1][2 * i..2 * i + 2], 16).unwrap())
-        .collect();
+    let metadata = unhex(words[1]);
+    let nixl_metadata = words.get(2).map(|w| unhex(w));
     let bench = Bench {
         pid: child.id() as i32,
         source,
         target: touched(len),
         same_process: touched(len),
         metadata,
+        nixl_metadata,
         rounds,
     };
 
@@ -63,7 +66,6 @@ fn main() {
         bench.blocks(name, block);
     }
     bench.small();
-    bench.idle();
     drop(child.stdin.take());
     child.wait().unwrap();
 }
@@ -71,19 +73,41 @@ fn main() {
 /// The child: owns memory until its input ends.
 fn own(len: usize) {
     let memory = touched(len);
-    let agent = agent("owner", 1);
     let range = range(memory.as_ptr() as u64, len as u64);
-    agent.register(MemKind::Dram, &[range.into()], &[]).unwrap();
-    let metadata: String = agent
-        .metadata()
-        .unwrap()
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    println!("{} {metadata}", memory.as_ptr() as u64);
+    let mut agents = vec![agent("owner", 1)];
+    agents.extend(nixl_agent("owner", Progress::Thread));
+    print!("{}", memory.as_ptr() as u64);
+    for agent in &agents {
+        agent.register(MemKind::Dram, &[range.into()], &[]).unwrap();
+        print!(" {}", hex(&agent.metadata().unwrap()));
+    }
+    println!();
     std::io::stdout().flush().unwrap();
     let _ = std::io::stdin().read(&mut [0]);
-    agent.close().unwrap();
+    for agent in agents {
+        agent.close().unwrap();
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let byte = |i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap();
+    (0..text.len() / 2).map(byte).collect()
+}
+
+/// An agent over NIXL, if there is one on this machine.
+fn nixl_agent(name: &str, progress: Progress) -> Option<Arc<dyn Transport>> {
+    let made = transport::create(&AgentOptions {
+        name: name.to_string(),
+        transport: "nixl".to_string(),
+        nixl_library: std::env::var("KVF_TEST_NIXL").ok(),
+        progress,
+        ..AgentOptions::default()
+    });
+    made.map_err(|e| eprintln!("no rows for NIXL: {e}")).ok()
 }
 
 struct Bench {
@@ -92,6 +116,7 @@ struct Bench {
     target: Vec<u8>,
     same_process: Vec<u8>,
     metadata: Vec<u8>,
+    nixl_metadata: Option<Vec<u8>>,
     rounds: usize,
 }
 
@@ -115,6 +140,7 @@ impl Bench {
         let (one, _a) = self.transfer(1, &local, &remote, Op::Read);
         let (two, _b) = self.transfer(2, &local, &remote, Op::Read);
         let (write, _c) = self.transfer(1, &local, &remote, Op::Write);
+        let without = self.nixl(Progress::Caller, &local, &remote);
         let pid = self.pid;
         let mut variants: Vec<Variant> = vec![
             (
@@ -130,27 +156,47 @@ impl Bench {
             ("local write", Box::new(|| post(&*write))),
             ("memcpy in one process", Box::new(|| memcpy(&local, &here))),
         ];
+        if let Some((t, _)) = &without {
+            variants.push(("NIXL/UCX, no progress thread", Box::new(|| post(&**t))));
+        }
+        let bytes = (count * block) as f64;
+        let rates = self.rates(&mut variants, bytes);
+        table(name, &variants, &rates);
+        println!(
+            "| {name} | gain of the second thread | | {:.2} |",
+            rates[2] / rates[1]
+        );
+        drop(variants);
+        drop(without);
+        // By itself: its thread takes a core from whatever else is measured.
+        if let Some((spinning, _agent)) = self.nixl(Progress::Spin, &local, &remote) {
+            let mut variants: Vec<Variant> = vec![
+                (
+                    "bare process_vm_readv, beside NIXL's thread",
+                    Box::new(|| bare(pid, &local, &remote)),
+                ),
+                ("NIXL/UCX, as it comes", Box::new(|| post(&*spinning))),
+            ];
+            let rates = self.rates(&mut variants, bytes);
+            table(name, &variants, &rates);
+        }
+    }
+
+    /// GB/s of each variant, the median of rounds in which they take turns.
+    fn rates(&self, variants: &mut [Variant], bytes: f64) -> Vec<f64> {
         let mut times = vec![Vec::new(); variants.len()];
         for round in 0..=self.rounds {
-            for (i, (_, run)) in variants.iter_mut().enumerate() {
+            for (times, (_, run)) in times.iter_mut().zip(variants.iter_mut()) {
                 let start = Instant::now();
                 run();
                 // The first round warms up.
                 if round > 0 {
-                    times[i].push(start.elapsed());
+                    times.push(start.elapsed());
                 }
             }
         }
-        let bytes = (count * block) as f64;
-        let rate = |i: usize| bytes / median(&times[i]).as_secs_f64() / 1e9;
-        for (i, (what, _)) in variants.iter().enumerate() {
-            let ratio = rate(i) / rate(0);
-            println!("| {name} | {what} | {:.2} | {ratio:.2} |", rate(i));
-        }
-        println!(
-            "| {name} | gain of the second thread | | {:.2} |",
-            rate(2) / rate(1)
-        );
+        let rate = |t: &Vec<Duration>| bytes / median(t).as_secs_f64() / 1e9;
+        times.iter().map(rate).collect()
     }
 
     /// Microseconds of single calls.
@@ -204,19 +250,22 @@ impl Bench {
         }
     }
 
-    /// CPU time of an agent that is connected, has a second thread, and does nothing.
-    fn idle(&self) {
-        let agent = self.reader(2);
-        agent.connect("owner", &[]).unwrap();
-        let time = Duration::from_secs(3);
-        let before = cpu_time();
-        std::thread::sleep(time);
-        let used = cpu_time() - before;
-        println!(
-            "\nidle: {:.3} % of a core, all threads of the process, over {} s",
-            used.as_secs_f64() / time.as_secs_f64() * 100.0,
-            time.as_secs()
-        );
+    /// A read over NIXL of the same ranges.
+    fn nixl(
+        &self,
+        progress: Progress,
+        local: &[MemDesc],
+        remote: &[MemDesc],
+    ) -> Option<(Arc<dyn Transfer>, Arc<dyn Transport>)> {
+        let metadata = self.nixl_metadata.as_ref()?;
+        let agent = nixl_agent("reader", progress)?;
+        assert_eq!(agent.add_remote(metadata).unwrap(), "owner");
+        let whole = range(self.target.as_ptr() as u64, self.target.len() as u64);
+        agent.register(MemKind::Dram, &[whole.into()], &[]).unwrap();
+        let (local, remote) = ((MemKind::Dram, local), (MemKind::Dram, remote));
+        let options = TransferOptions::default();
+        let transfer = agent.create_transfer(Op::Read, local, remote, "owner", options);
+        Some((transfer.unwrap(), agent))
     }
 
     fn reader(&self, threads: u32) -> Arc<dyn Transport> {
@@ -253,8 +302,18 @@ fn agent(name: &str, copy_threads: u32) -> Arc<dyn Transport> {
     .unwrap()
 }
 
+/// Rows with rates and their ratios to the first.
+fn table(name: &str, variants: &[Variant], rates: &[f64]) {
+    for ((what, _), rate) in variants.iter().zip(rates) {
+        println!("| {name} | {what} | {rate:.2} | {:.2} |", rate / rates[0]);
+    }
+}
+
 fn post(transfer: &dyn Transfer) {
-    assert_eq!(transfer.post(None).unwrap(), TransferState::Done);
+    let mut state = transfer.post(None).unwrap();
+    while state == TransferState::InProgress {
+        state = transfer.state().unwrap();
+    }
 }
 
 /// What there is to beat: 1,024 pieces a call and nothing else.
@@ -364,14 +423,4 @@ fn median(times: &[Duration]) -> Duration {
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(0, |n| n.get())
-}
-
-fn cpu_time() -> Duration {
-    let mut spec = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: a live timespec is filled.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut spec) };
-    Duration::new(spec.tv_sec as u64, spec.tv_nsec as u32)
 }

@@ -1005,6 +1005,1033 @@ KVF_MUST_USE
 kvf_status kvf_transfer_backend(kvf_transfer transfer,
                                 kvf_buffer *backend);
 
+/* ==== Layouts ================================================================================= */
+
+/** Attention over all tokens. */
+#define KVF_GROUP_FULL 0
+/** Attention over the last `window` tokens; block lists may be cut to their end. */
+#define KVF_GROUP_SLIDING_WINDOW 1
+/** Attention inside chunks of `window` tokens; block lists may be cut to their end. */
+#define KVF_GROUP_CHUNKED_LOCAL 2
+/** Multi-head latent attention. */
+#define KVF_GROUP_MLA 3
+/** Recurrent state (Mamba, SSM, linear attention): a block id is a state, not a range of tokens. */
+#define KVF_GROUP_STATE 4
+
+/** Keys. */
+#define KVF_ROLE_K 0
+/** Values. */
+#define KVF_ROLE_V 1
+/** Keys and values of a head in an order that only the attention backend knows. */
+#define KVF_ROLE_KV 2
+/** The latent of MLA, with its rotary part. */
+#define KVF_ROLE_LATENT 3
+/** Recurrent state of an SSM. */
+#define KVF_ROLE_SSM 4
+/**
+ * The first of the convolution sub-projections; the others have the numbers that follow, to 255.
+ */
+#define KVF_ROLE_CONV 16
+/** First number that is free for the caller: indexer caches, scales, draft heads. */
+#define KVF_ROLE_OTHER 256
+
+/** `[tokens][heads][head size]`: token-major. */
+#define KVF_ORDER_NHD 0
+/** `[heads][tokens][head size]`: head-major. */
+#define KVF_ORDER_HND 1
+
+/** Two regions for each layer: first K's, then V's. */
+#define KVF_KV_REGIONS 0
+/** One page, all of K before all of V: `[2][heads][tokens]` or `[2][tokens][heads]`. */
+#define KVF_KV_PLANES 1
+/**
+ * One page, K before V within the outer of heads and tokens: `[heads][2][tokens]` or
+ * `[tokens][2][heads]`.
+ */
+#define KVF_KV_HALVES 2
+/** One page, V right behind K in each cell: `[heads][tokens][2]` or `[tokens][heads][2]`. */
+#define KVF_KV_CELLS 3
+/**
+ * One page of `[heads]` slabs, each with K and V of all its tokens in an order known only to the
+ * attention backend. Can be split by head and never by token.
+ */
+#define KVF_KV_SLABS 4
+
+/** `[channels][rows]`: each sub-projection is contiguous. */
+#define KVF_CONV_CHANNELS_FIRST 0
+/** `[rows][channels]`: each row holds a piece of every sub-projection. */
+#define KVF_CONV_ROWS_FIRST 1
+
+/** Text for people. It may change from version to version. */
+#define KVF_DESCRIBE_TEXT 0
+/** JSON for programs. Keys are added, never changed or taken away. */
+#define KVF_DESCRIBE_JSON 1
+
+/** A rank's place in its engine. */
+typedef struct kvf_parallel {
+  /** Tensor-parallel rank. */
+  uint32_t tp_rank;
+  /** Tensor-parallel size; 0 is 1. */
+  uint32_t tp_size;
+  /** Pipeline stage. A stage holds some of the layers. */
+  uint32_t pp_rank;
+  /** Number of pipeline stages; 0 is 1. */
+  uint32_t pp_size;
+  /** Which share of the tokens this rank keeps in its attention groups. */
+  uint32_t dcp_rank;
+  /**
+   * Decode-context-parallel size; 0 is 1. When it is c, a block id stands for c times
+   * `tokens_per_block` tokens, of which each of c ranks keeps `tokens_per_block`.
+   */
+  uint32_t dcp_size;
+  /**
+   * Consecutive tokens that go to one rank before the next rank's turn; divides
+   * `tokens_per_block`. 0 is one whole block.
+   */
+  uint32_t dcp_interleave;
+  /** Zero. */
+  uint32_t reserved;
+} kvf_parallel;
+
+/** Layers that share a block table. */
+typedef struct kvf_group {
+  /** One of `KVF_GROUP_...`. */
+  uint32_t kind;
+  /**
+   * Tokens of one block on this rank: what block ids name. For state groups 1, which 0 means too.
+   */
+  uint32_t tokens_per_block;
+  /**
+   * Pages that one block id stands for in each region: block `b` is pages `b * kernel_blocks` and
+   * following. Divides `tokens_per_block`; 0 is 1.
+   */
+  uint32_t kernel_blocks;
+  /** Tokens of the window or chunk; 0 for other kinds, and where lists are never cut. */
+  uint32_t window;
+  /**
+   * A number of the caller's choice for what the cells mean (element type, quantisation). Both
+   * sides must state the same.
+   */
+  uint32_t format;
+  /** Zero. */
+  uint32_t reserved;
+} kvf_group;
+
+/** A row of equal pages: page `p` is the `page_len` bytes at `base + p * page_stride`. */
+typedef struct kvf_region {
+  /** Address of page 0; see `KVF_MEM_...`. */
+  uint64_t base;
+  /** Bytes from the start of one page to the start of the next; 0 is `page_len`. */
+  uint64_t page_stride;
+  /**
+   * Bytes of a page. For `kvf_dense_layers` and its like 0 is what the layer needs; anything else
+   * is checked to be just that.
+   */
+  uint64_t page_len;
+  /** Number of pages. */
+  uint64_t page_count;
+  /** Device; see `KVF_MEM_...`. */
+  uint64_t device;
+  /** One of `KVF_MEM_...`. */
+  uint32_t mem_kind;
+  /** Zero. */
+  uint32_t reserved;
+} kvf_region;
+
+/**
+ * Attention layers with heads, of one shape. Their numbers are `layers`, or else count up from
+ * `first_layer`. This rank's share of the heads follows from `kvf_parallel`; with fewer heads than
+ * ranks, neighbouring ranks hold the same.
+ */
+typedef struct kvf_dense_layers {
+  /** Index of their group. */
+  uint32_t group;
+  /** KV heads of the model, before tensor parallelism. */
+  uint32_t kv_heads;
+  /** Elements of a K head. */
+  uint32_t k_head_size;
+  /** Elements of a V head; 0 is `k_head_size`. */
+  uint32_t v_head_size;
+  /** Bytes of an element. */
+  uint32_t elem_bytes;
+  /** One of `KVF_ORDER_...`: which of heads and tokens lies outside. */
+  uint32_t order;
+  /** One of `KVF_KV_...`: where K and V of a layer are in relation to each other. */
+  uint32_t kv;
+  /** Number of the first layer, if `layers_len` is 0. */
+  uint32_t first_layer;
+  /** Numbers of the layers. */
+  const uint32_t *layers;
+  /** How many there are; 0 is as many as the regions are for. */
+  size_t layers_len;
+  /** Their memory, one region for each layer, or two with `KVF_KV_REGIONS`. */
+  const kvf_region *regions;
+  /** Number of regions. */
+  size_t regions_len;
+} kvf_dense_layers;
+
+/**
+ * Layers with one vector per token, the same on every rank: MLA, indexer caches. Their numbers are
+ * `layers`, or else count up from `first_layer`.
+ */
+typedef struct kvf_latent_layers {
+  /** Index of their group. */
+  uint32_t group;
+  /** Elements per token. */
+  uint32_t size;
+  /** Bytes of an element. */
+  uint32_t elem_bytes;
+  /** What it is: 0 is `KVF_ROLE_LATENT`, or a number from `KVF_ROLE_OTHER` on. */
+  uint32_t role;
+  /** Number of the first layer, if `layers_len` is 0. */
+  uint32_t first_layer;
+  /** Zero. */
+  uint32_t reserved;
+  /** Numbers of the layers. */
+  const uint32_t *layers;
+  /** How many there are; 0 is as many as there are regions. */
+  size_t layers_len;
+  /** Their memory, one region for each layer. */
+  const kvf_region *regions;
+  /** Number of regions. */
+  size_t regions_len;
+} kvf_latent_layers;
+
+/**
+ * One sub-projection of a convolution state: x, B or C of Mamba 2, Q, K or V of linear attention.
+ */
+typedef struct kvf_sub_projection {
+  /**
+   * What tensor parallelism deals out: channels, or groups of channels when there may be fewer
+   * groups than ranks.
+   */
+  uint32_t units;
+  /** Channels of each unit; 0 is 1. */
+  uint32_t channels_per_unit;
+} kvf_sub_projection;
+
+/**
+ * Layers with recurrent state: a page is one state, the convolution sub-projections one after the
+ * other and then the SSM state. Their numbers are `layers`, or else count up from `first_layer`.
+ */
+typedef struct kvf_state_layers {
+  /** Index of their group. */
+  uint32_t group;
+  /** Rows of the convolution state: the kernel's width less one. */
+  uint32_t conv_rows;
+  /** Bytes of an element of the convolution state. */
+  uint32_t conv_elem_bytes;
+  /** One of `KVF_CONV_...`. */
+  uint32_t conv_order;
+  /** Heads of the SSM state in the model. */
+  uint32_t ssm_heads;
+  /** Bytes of the SSM state of one head. */
+  uint32_t ssm_head_bytes;
+  /** Bytes of an element of the SSM state. */
+  uint32_t ssm_elem_bytes;
+  /** Number of the first layer, if `layers_len` is 0. */
+  uint32_t first_layer;
+  /** The convolution sub-projections, in their order in memory. */
+  const kvf_sub_projection *conv;
+  /** Their number; 0 is no convolution. */
+  size_t conv_len;
+  /** Numbers of the layers. */
+  const uint32_t *layers;
+  /** How many there are; 0 is as many as there are regions. */
+  size_t layers_len;
+  /**
+   * Their memory, one region for each layer. `page_stride` is the distance between the states of
+   * consecutive block ids.
+   */
+  const kvf_region *regions;
+  /** Number of regions. */
+  size_t regions_len;
+} kvf_state_layers;
+
+/**
+ * One role of one layer, or some heads of it, inside the pages of one region. The cell of a head
+ * and a row is the `cell_bytes` bytes at `offset + (head - head_first) * head_stride +
+ * row * row_stride` of its page.
+ */
+typedef struct kvf_part {
+  /** Index of the group whose block ids select the pages. */
+  uint32_t group;
+  /** Index of the region that has the pages. */
+  uint32_t region;
+  /** Layer number in the model: the same on every rank and engine. */
+  uint32_t layer;
+  /** One of `KVF_ROLE_...`, or a number from `KVF_ROLE_OTHER` on. */
+  uint32_t role;
+  /** Byte offset of its first cell in the page. */
+  uint64_t offset;
+  /** Heads of this role in the model; 1 for what every rank has whole; channels for state. */
+  uint32_t heads_total;
+  /** First head held here. */
+  uint32_t head_first;
+  /** Number of heads held here, at least 1. */
+  uint32_t head_count;
+  /**
+   * Rows in a page: the page's tokens, or 1 if the page may not be split by token. For state: any
+   * number, the same on both sides.
+   */
+  uint32_t rows;
+  /** Bytes from one head to the next. */
+  uint64_t head_stride;
+  /** Bytes from one row to the next. */
+  uint64_t row_stride;
+  /** Bytes of one cell: one head of one row. */
+  uint32_t cell_bytes;
+  /** Bytes of one element; divides `cell_bytes`. */
+  uint32_t elem_bytes;
+} kvf_part;
+
+/**
+ * What a layout is made of. Start from `kvf_layout_options_default()`; zero is the default of every
+ * field. Common models need `parallel`, `groups`, and `dense`, `latent` or `state`; anything else can
+ * be said with `regions` and `parts`, alone or besides.
+ */
+typedef struct kvf_layout_options {
+  /** `sizeof(kvf_layout_options)`. */
+  uint32_t struct_size;
+  /** Zero. */
+  uint32_t reserved;
+  /** Which rank of which engine this is. */
+  kvf_parallel parallel;
+  /** Block tables, in the order in which the engine lists its block ids. */
+  const kvf_group *groups;
+  /** Their number. */
+  size_t groups_len;
+  /** Attention layers with heads. */
+  const kvf_dense_layers *dense;
+  /** Number of sets of them. */
+  size_t dense_len;
+  /** Layers with one vector per token. */
+  const kvf_latent_layers *latent;
+  /** Number of sets of them. */
+  size_t latent_len;
+  /** Layers with recurrent state. */
+  const kvf_state_layers *state;
+  /** Number of sets of them. */
+  size_t state_len;
+  /**
+   * Regions for `parts`: the first ones of the layout. Those of the layers follow in the order of
+   * `dense`, `latent` and `state`.
+   */
+  const kvf_region *regions;
+  /** Their number. */
+  size_t regions_len;
+  /** Parts in the caller's own arrangement. */
+  const kvf_part *parts;
+  /** Their number. */
+  size_t parts_len;
+} kvf_layout_options;
+
+/** Geometry of one rank's KV cache. All zero is the null handle. */
+typedef struct kvf_layout {
+  /** Opaque. Zero is null. */
+  uint64_t id;
+} kvf_layout;
+
+/** The tables of a layout. Free with `kvf_layout_tables_free()`. */
+typedef struct kvf_layout_tables {
+  /** Which rank of which engine it is. */
+  kvf_parallel parallel;
+  /** Memory: rows of pages. */
+  kvf_region *regions;
+  /** Their number. */
+  size_t regions_len;
+  /** Block tables. */
+  kvf_group *groups;
+  /** Their number. */
+  size_t groups_len;
+  /** What the pages hold. */
+  kvf_part *parts;
+  /** Their number. */
+  size_t parts_len;
+} kvf_layout_tables;
+
+/**
+ * Describes one rank's KV cache. The layout keeps no pointer to the memory's content: only its
+ * geometry. Any thread.
+ *
+ * @param options  Borrowed; not NULL.
+ * @param layout   Receives the handle; end it with `kvf_layout_destroy()`.
+ * @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a layout that cannot be:
+ *         cells outside their page or on top of each other, sizes that do not divide, addresses that
+ *         wrap around.
+ */
+KVF_MUST_USE
+kvf_status kvf_layout_create(const kvf_layout_options *options,
+                             kvf_layout *layout);
+
+/**
+ * Ends a layout. Plans made of it go on. Any thread.
+ *
+ * @return `KVF_ERR_INVALID_HANDLE` if it was destroyed before, which is harmless.
+ */
+kvf_status kvf_layout_destroy(kvf_layout layout);
+
+/**
+ * The layout as bytes, in the form in which ranks exchange theirs: versioned, compact (some KB), and
+ * the same bytes for the same layout. Any thread.
+ *
+ * @param bytes  Free with `kvf_buffer_free()`.
+ */
+KVF_MUST_USE
+kvf_status kvf_layout_encode(kvf_layout layout,
+                             kvf_buffer *bytes);
+
+/**
+ * A layout from the bytes that `kvf_layout_encode()` gave, in this or another process. They need not
+ * be trusted: what is returned has passed every check of `kvf_layout_create()`. Any thread.
+ *
+ * @param layout  Receives the handle; end it with `kvf_layout_destroy()`.
+ * @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not a sound layout: the message says at which
+ *         byte, or which field.
+ */
+KVF_MUST_USE
+kvf_status kvf_layout_decode(const uint8_t *bytes,
+                             size_t bytes_len,
+                             kvf_layout *layout);
+
+/**
+ * The layout in words. Any thread.
+ *
+ * @param format  One of `KVF_DESCRIBE_...`.
+ * @param text    Free with `kvf_buffer_free()`.
+ */
+KVF_MUST_USE
+kvf_status kvf_layout_describe(kvf_layout layout,
+                               uint32_t format,
+                               kvf_buffer *text);
+
+/**
+ * Takes the tables out, with every default filled in: what the builders made of the layers, say, or
+ * what a peer has sent. Any thread.
+ *
+ * @param tables  Free with `kvf_layout_tables_free()`.
+ */
+KVF_MUST_USE
+kvf_status kvf_layout_tables_get(kvf_layout layout,
+                                 kvf_layout_tables *tables);
+
+/** Frees the tables and zeroes the struct; otherwise, also for threads, as `kvf_buffer_free()`. */
+void kvf_layout_tables_free(kvf_layout_tables *tables);
+
+/**
+ * The heads that one rank holds, as `kvf_dense_layers` deals them out. Heads go to ranks in order;
+ * with fewer heads than ranks each rank holds one, and neighbouring ranks hold the same. Any thread.
+ *
+ * @param first  Receives the first head.
+ * @param count  Receives their number.
+ * @return `KVF_ERR_INVALID_ARGUMENT` if neither of `heads_total` and `tp_size` divides the other.
+ */
+KVF_MUST_USE
+kvf_status kvf_layout_shard(uint32_t heads_total,
+                            uint32_t tp_size,
+                            uint32_t tp_rank,
+                            uint32_t *first,
+                            uint32_t *count);
+
+/* ==== Plans =================================================================================== */
+
+/** The local rank reads: it is the consumer. */
+#define KVF_DIRECTION_PULL 0
+/** The local rank writes: it is the producer. */
+#define KVF_DIRECTION_PUSH 1
+
+/** Nothing to do with it: another local rank deals with it. */
+#define KVF_PEER_IDLE 0
+/** Bytes are copied, and it is notified when they are in. */
+#define KVF_PEER_TRANSFER 1
+/**
+ * No bytes, since what it holds is had from another rank; but it keeps a request's blocks until it
+ * hears that they are no longer wanted, and this local rank is the one to tell it.
+ */
+#define KVF_PEER_NOTIFY_ONLY 2
+
+/**
+ * Choices for `kvf_plan_build()`. Start from `kvf_plan_options_default()`; zero is the default of
+ * every field.
+ */
+typedef struct kvf_plan_options {
+  /** `sizeof(kvf_plan_options)`. */
+  uint32_t struct_size;
+  /** One of `KVF_DIRECTION_...`: which way the bytes go, seen from the local rank. */
+  uint32_t direction;
+  /**
+   * 1 leaves lanes that are adjacent in memory as they are, for comparison; the same bytes move.
+   */
+  uint8_t keep_lanes;
+  /**
+   * 1 accepts block sizes of which neither divides the other (48 and 32 tokens). They are refused
+   * otherwise, because such a pair is far more often a mistake.
+   */
+  uint8_t uneven_blocks;
+  /** Zero. */
+  uint8_t reserved[6];
+} kvf_plan_options;
+
+/** The copies between one local rank and a remote engine. All zero is the null handle. */
+typedef struct kvf_plan {
+  /** Opaque. Zero is null. */
+  uint64_t id;
+} kvf_plan;
+
+/** One side's block ids of a group. */
+typedef struct kvf_group_side {
+  /** Tokens that a rank keeps of one block; for state groups 1. */
+  uint32_t tokens_per_block;
+  /** Pages of one block; 0 is 1. */
+  uint32_t kernel_blocks;
+  /** Over how many ranks a block's tokens are spread; 0 is 1, which is not at all. */
+  uint32_t dcp_size;
+  /** Tokens that go to one rank before the next rank's turn; 0 is one whole block. */
+  uint32_t dcp_interleave;
+  /**
+   * Groups of one side with the same number draw their block ids from one pool, so that one id in
+   * two of them is the same memory.
+   */
+  uint32_t pool;
+  /** Zero. */
+  uint32_t reserved;
+  /** Number of valid block ids. */
+  uint64_t block_count;
+} kvf_group_side;
+
+/** A group on both sides. */
+typedef struct kvf_group_geometry {
+  /** One of `KVF_GROUP_...`. */
+  uint32_t kind;
+  /** Tokens of the window or chunk; 0 for other kinds, and where lists are never cut. */
+  uint32_t window;
+  /**
+   * Tokens that a lane of the group copies at a time: the longest run that lies in one page of one
+   * rank on both sides. Follows from the rest, and is not looked at on the way in.
+   */
+  uint32_t atom_tokens;
+  /** Zero. */
+  uint32_t reserved;
+  /** The local side. */
+  kvf_group_side local;
+  /** The remote side. */
+  kvf_group_side remote;
+} kvf_group_geometry;
+
+/** A remote rank. */
+typedef struct kvf_peer {
+  /** Its tensor-parallel rank. */
+  uint32_t tp_rank;
+  /** Its pipeline stage. */
+  uint32_t pp_rank;
+  /** One of `KVF_PEER_...`: what the local rank has to do with it. */
+  uint32_t role;
+  /**
+   * How many ranks of the local engine notify it about one request (pull), or how many write to
+   * it (push). 0 when that cannot be told from the layouts given.
+   */
+  uint32_t notifiers;
+} kvf_peer;
+
+/** One side of a lane: atom `a` of page `p` begins at `base + p * stride + a * sub_stride`. */
+typedef struct kvf_lane_side {
+  /** Address for page 0, atom 0. */
+  uint64_t base;
+  /** Bytes from page to page. */
+  uint64_t stride;
+  /** Bytes from atom to atom within a page. */
+  uint64_t sub_stride;
+  /** Device; see `KVF_MEM_...`. */
+  uint64_t device;
+  /** One of `KVF_MEM_...`. */
+  uint32_t mem_kind;
+  /** Zero. */
+  uint32_t reserved;
+} kvf_lane_side;
+
+/** A repetition inside a lane. */
+typedef struct kvf_lane_inner {
+  /** Bytes between repetitions on the local side. */
+  uint64_t local_stride;
+  /** Bytes between repetitions on the remote side. */
+  uint64_t remote_stride;
+  /** How many times; 0 is 1. */
+  uint32_t count;
+  /** Zero. */
+  uint32_t reserved;
+} kvf_lane_inner;
+
+/** A strided copy, made for every pair of atoms of its group. */
+typedef struct kvf_lane {
+  /** Index of the remote rank. */
+  uint32_t peer;
+  /** Index of the group whose block ids apply. */
+  uint32_t group;
+  /**
+   * Which share of the tokens the local rank keeps, if its side of the group is spread over ranks;
+   * else 0.
+   */
+  uint32_t local_shard;
+  /** The same for the remote rank. */
+  uint32_t remote_shard;
+  /** Bytes of one copy. */
+  uint64_t len;
+  /** Local addresses. */
+  kvf_lane_side local;
+  /** Remote addresses. */
+  kvf_lane_side remote;
+  /** Outer and inner repetition. */
+  kvf_lane_inner inner[2];
+} kvf_lane;
+
+/**
+ * A plan of the caller's own making, for engines that know their copies themselves. Start from
+ * `kvf_plan_custom_default()`; zero is the default of every field.
+ */
+typedef struct kvf_plan_custom {
+  /** `sizeof(kvf_plan_custom)`. */
+  uint32_t struct_size;
+  /** One of `KVF_DIRECTION_...`: which way the bytes go, seen from the local rank. */
+  uint32_t direction;
+  /** Groups: what block ids mean on both sides. */
+  const kvf_group_geometry *groups;
+  /** Their number. */
+  size_t groups_len;
+  /** Remote ranks. */
+  const kvf_peer *peers;
+  /** Their number. */
+  size_t peers_len;
+  /** Lanes. They are checked, not merged. */
+  const kvf_lane *lanes;
+  /** Their number. */
+  size_t lanes_len;
+  /** 1 accepts block sizes of which neither divides the other. */
+  uint8_t uneven_blocks;
+  /** Zero. */
+  uint8_t reserved[7];
+} kvf_plan_custom;
+
+/** The tables of a plan. Free with `kvf_plan_tables_free()`. */
+typedef struct kvf_plan_tables {
+  /** One of `KVF_DIRECTION_...`. */
+  uint32_t direction;
+  /** Transfers of one request at least, if it moves anything: peers times kinds of memory. */
+  uint32_t batches;
+  /** Number of lanes before those that are adjacent in memory were merged. */
+  uint64_t lanes_before;
+  /** Groups, in the order in which block ids are given. */
+  kvf_group_geometry *groups;
+  /** Their number. */
+  size_t groups_len;
+  /** Remote ranks, in the order in which their layouts were given. */
+  kvf_peer *peers;
+  /** Their number. */
+  size_t peers_len;
+  /** Lanes, in the order to which `kvf_range` refers. */
+  kvf_lane *lanes;
+  /** Their number. */
+  size_t lanes_len;
+} kvf_plan_tables;
+
+/**
+ * The block ids of one group of a request.
+ *
+ * Ids are logical blocks, in the order of their tokens; those of the side that is written must all
+ * differ. A list may begin later than the request: the consumer lists only what it does not have yet,
+ * and windowed groups only what is still in the window. Where a list begins is stated
+ * (`local_first`), or follows from the number of tokens, or else the lists end together and the
+ * producer's starts at the first token. A group whose consumer lists nothing is left out. States pair
+ * one to one.
+ */
+typedef struct kvf_group_blocks {
+  /** Block ids on the local rank. */
+  const uint32_t *local;
+  /** Their number. */
+  size_t local_len;
+  /** Block ids on the remote ranks; the same on each of them. */
+  const uint32_t *remote;
+  /** Their number. */
+  size_t remote_len;
+  /** How many blocks of the request come before the first of `local`, if `has_local_first` is 1. */
+  uint32_t local_first;
+  /**
+   * How many blocks of the request come before the first of `remote`, if `has_remote_first` is 1.
+   */
+  uint32_t remote_first;
+  /** 1 if `local_first` is stated. */
+  uint8_t has_local_first;
+  /** 1 if `remote_first` is stated. */
+  uint8_t has_remote_first;
+  /** Zero. */
+  uint8_t reserved[6];
+} kvf_group_blocks;
+
+/**
+ * What of a group's destination blocks a request fills. Positions count tokens of the request; in
+ * state groups, blocks.
+ */
+typedef struct kvf_coverage {
+  /** First position that is copied. */
+  uint64_t first;
+  /** One past the last position that is copied. */
+  uint64_t end;
+  /**
+   * Positions at the beginning of the first destination block that are not copied: outside the
+   * window.
+   */
+  uint64_t missing_head;
+  /**
+   * Positions at the end of the last destination block that are not copied: the producer has not
+   * got them. Their bytes are what they were before.
+   */
+  uint64_t missing_tail;
+} kvf_coverage;
+
+/** Figures of one request. */
+typedef struct kvf_expand_stats {
+  /** Bytes to move. */
+  uint64_t bytes;
+  /** Ranges if neighbouring blocks were not merged. */
+  uint64_t ranges_before;
+  /** Ranges. */
+  uint64_t ranges;
+  /** Zero. */
+  uint64_t reserved;
+} kvf_expand_stats;
+
+/** One copy of a request: `len` bytes between two addresses. */
+typedef struct kvf_range {
+  /** Index of the remote rank. */
+  uint32_t peer;
+  /** Index of the lane, which has the memory kinds and devices. */
+  uint32_t lane;
+  /** Local address. */
+  uint64_t local;
+  /** Remote address. */
+  uint64_t remote;
+  /** Bytes. */
+  uint64_t len;
+} kvf_range;
+
+/** Copies of a request. Free with `kvf_range_list_free()`. */
+typedef struct kvf_range_list {
+  /** `len` ranges, or NULL. */
+  kvf_range *items;
+  /** Their number. */
+  size_t len;
+} kvf_range_list;
+
+/**
+ * Plans the transfers between a local rank and the ranks of a remote engine: any two layouts of one
+ * model. The plan holds for every request between the two; its size depends on the model's shape,
+ * not on the cache. It keeps nothing of the layouts. Any thread.
+ *
+ * @param local    The layout of this rank.
+ * @param remotes  The layouts of the engine's ranks. Those that this rank has nothing to do with may
+ *                 be left out; the error says which is needed if too many are. Their order is that
+ *                 of the plan's peers.
+ * @param options  May be NULL.
+ * @param plan     Receives the handle; end it with `kvf_plan_destroy()`.
+ * @return `KVF_ERR_MISMATCH`, naming the field and both values, where the two sides cannot mean the
+ *         same content.
+ */
+KVF_MUST_USE
+kvf_status kvf_plan_build(kvf_layout local,
+                          const kvf_layout *remotes,
+                          size_t remotes_len,
+                          const kvf_plan_options *options,
+                          kvf_plan *plan);
+
+/**
+ * A plan of the caller's own lanes. Any thread.
+ *
+ * @param custom  Borrowed; not NULL.
+ * @param plan    Receives the handle; end it with `kvf_plan_destroy()`.
+ * @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a lane whose group, peer or
+ *         share is not there, or whose last byte is beyond the address space.
+ */
+KVF_MUST_USE
+kvf_status kvf_plan_create(const kvf_plan_custom *custom,
+                           kvf_plan *plan);
+
+/**
+ * Ends a plan. Requests that have been submitted with it go on. Any thread.
+ *
+ * @return `KVF_ERR_INVALID_HANDLE` if it was destroyed before, which is harmless.
+ */
+kvf_status kvf_plan_destroy(kvf_plan plan);
+
+/**
+ * The plan in words: who reads which heads of what from whom, in how many copies. Any thread.
+ *
+ * @param format  One of `KVF_DESCRIBE_...`.
+ * @param text    Free with `kvf_buffer_free()`.
+ */
+KVF_MUST_USE
+kvf_status kvf_plan_describe(kvf_plan plan,
+                             uint32_t format,
+                             kvf_buffer *text);
+
+/**
+ * Takes the tables out: groups, peers and their roles, lanes. Any thread.
+ *
+ * @param tables  Free with `kvf_plan_tables_free()`.
+ */
+KVF_MUST_USE
+kvf_status kvf_plan_tables_get(kvf_plan plan,
+                               kvf_plan_tables *tables);
+
+/** Frees the tables and zeroes the struct; otherwise, also for threads, as `kvf_buffer_free()`. */
+void kvf_plan_tables_free(kvf_plan_tables *tables);
+
+/**
+ * Turns the block ids of a request into exactly the ranges that are copied. A queue does this by
+ * itself; it is here for engines that post transfers of their own, and for whoever wants to see.
+ * Ranges of one peer and kind of memory are together; neighbours that follow each other on both sides
+ * are one. Any thread.
+ *
+ * @param groups    One entry for each group of the plan.
+ * @param tokens    Tokens of the request that the producer holds, from the first one; 0 is "not
+ *                  stated".
+ * @param coverage  Receives `groups_len` entries: what of the destination blocks is filled. May be
+ *                  NULL.
+ * @param stats     Receives the figures. May be NULL.
+ * @param ranges    Free with `kvf_range_list_free()`. May be NULL, for the figures alone.
+ * @return `KVF_ERR_INVALID_ARGUMENT` for ids out of range, a destination block that occurs twice, a
+ *         position that cannot be inferred; `KVF_ERR_MISMATCH` for counts that do not fit, or a
+ *         consumer's block that the producer's list does not cover;
+ *         `KVF_ERR_RESOURCE_EXHAUSTED` for more than 16,777,216 ranges.
+ */
+KVF_MUST_USE
+kvf_status kvf_plan_expand(kvf_plan plan,
+                           const kvf_group_blocks *groups,
+                           size_t groups_len,
+                           uint64_t tokens,
+                           kvf_coverage *coverage,
+                           kvf_expand_stats *stats,
+                           kvf_range_list *ranges);
+
+/** Frees the ranges and zeroes the struct; otherwise, also for threads, as `kvf_buffer_free()`. */
+void kvf_range_list_free(kvf_range_list *list);
+
+/* ==== Queues ================================================================================== */
+
+/** Length of the text fields of `kvf_completion`, the terminating NUL included. */
+#define KVF_COMPLETION_TEXT 256
+
+/**
+ * How a queue works. Start from `kvf_queue_options_default()`; zero is the default of every field.
+ */
+typedef struct kvf_queue_options {
+  /** `sizeof(kvf_queue_options)`. */
+  uint32_t struct_size;
+  /**
+   * Requests that may be outstanding: submitted, and their completions not yet polled. 0 is 4,096.
+   */
+  uint32_t capacity;
+  /**
+   * Bytes that one post moves at most. Smaller slices let requests take turns more often, larger
+   * ones cost fewer posts. 0 is 8 MiB.
+   */
+  uint64_t slice_bytes;
+  /** Descriptors that one post has at most. 0 is 1,024. */
+  uint32_t slice_descriptors;
+  /** Slices of one request that may be under way at the same time. 0 is 4. */
+  uint32_t slices_in_flight;
+} kvf_queue_options;
+
+/** A background thread that runs transfers of one agent. All zero is the null handle. */
+typedef struct kvf_queue {
+  /** Opaque. Zero is null. */
+  uint64_t id;
+} kvf_queue;
+
+/**
+ * A request to hand over. Start from `kvf_submission_default()`. All of it is copied by the call.
+ */
+typedef struct kvf_submission {
+  /** `sizeof(kvf_submission)`. */
+  uint32_t struct_size;
+  /** 1 sends a notification even if `notification_len` is 0. */
+  uint8_t has_notification;
+  /** Zero. */
+  uint8_t reserved[3];
+  /** What goes where. */
+  kvf_plan plan;
+  /**
+   * For each peer of the plan the name of its agent, as `kvf_agent_add_remote()` gave it; an empty
+   * string will do for peers that are idle.
+   */
+  const char *const *agents;
+  /** Their number: that of the plan's peers. */
+  size_t agents_len;
+  /** Block ids, one entry for each group of the plan. */
+  const kvf_group_blocks *groups;
+  /** Their number. */
+  size_t groups_len;
+  /** Tokens of the request that the producer holds, from the first one; 0 is "not stated". */
+  uint64_t tokens;
+  /** Sent to each peer that is not idle when all bytes are in. Any bytes, at most 16 MiB. */
+  const uint8_t *notification;
+  /** Its length; 0 sends none, unless `has_notification` is 1. */
+  size_t notification_len;
+  /**
+   * The request fails with `KVF_ERR_TIMEOUT` if it is not through after so many milliseconds; 0 is
+   * no limit.
+   */
+  uint64_t deadline_ms;
+} kvf_submission;
+
+/**
+ * What became of a request.
+ *
+ * With status `KVF_OK` every byte is in place; with an error any part of the destination blocks may
+ * have been written. Either way nothing will be written any more: the blocks are the caller's again.
+ * Times are in nanoseconds since the request was submitted; 0 is "did not get there".
+ */
+typedef struct kvf_completion {
+  /** The ticket that `kvf_queue_submit()` gave. */
+  uint64_t ticket;
+  /** How it ended. */
+  kvf_status status;
+  /** Number of peers that could not be notified although all bytes are in; `message` names one. */
+  uint32_t not_notified;
+  /** When it was submitted, in nanoseconds of the monotonic clock. */
+  uint64_t submitted_ns;
+  /** When its ranges were known. */
+  uint64_t planned_ns;
+  /** When its first slice was posted. */
+  uint64_t posted_ns;
+  /** When its last transfer had come to rest and its peers were notified. */
+  uint64_t finished_ns;
+  /** Bytes that arrived. */
+  uint64_t bytes;
+  /** Bytes that were asked for. */
+  uint64_t total_bytes;
+  /** Ranges before neighbouring blocks were merged. */
+  uint64_t descriptors_before;
+  /** Ranges after merging. */
+  uint64_t descriptors;
+  /** Posts. */
+  uint64_t slices;
+  /** Zero. */
+  uint64_t reserved[4];
+  /** What went wrong, NUL-terminated UTF-8, cut to fit; empty if nothing did. */
+  char message[KVF_COMPLETION_TEXT];
+  /** The backend of the first post, NUL-terminated UTF-8; empty if there was none. */
+  char backend[32];
+} kvf_completion;
+
+/** Figures of a queue since it was created. */
+typedef struct kvf_queue_stats {
+  /** Requests accepted. */
+  uint64_t submitted;
+  /** Requests that ended well. */
+  uint64_t succeeded;
+  /** Requests that ended with an error, cancelled ones included. */
+  uint64_t failed;
+  /** Requests that were refused because the queue was full. */
+  uint64_t refused;
+  /** Requests that are accepted and not through. */
+  uint64_t running;
+  /** Completions that wait to be polled. */
+  uint64_t unpolled;
+  /** Bytes that arrived. */
+  uint64_t bytes;
+  /** Ranges before merging. */
+  uint64_t descriptors_before;
+  /** Ranges after merging. */
+  uint64_t descriptors;
+  /** Posts. */
+  uint64_t slices;
+  /** CPU time of the queue's thread in nanoseconds. */
+  uint64_t thread_cpu_ns;
+  /** Zero. */
+  uint64_t reserved[5];
+} kvf_queue_stats;
+
+/**
+ * Starts a queue on an agent. It has one thread, which sleeps while there is nothing to do.
+ *
+ * The queue keeps the agent's memory alive, but requests fail once the agent has been destroyed:
+ * destroy the queue first.
+ *
+ * @param options  May be NULL.
+ * @param queue    Receives the handle; end it with `kvf_queue_destroy()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_queue_create(kvf_agent agent,
+                            const kvf_queue_options *options,
+                            kvf_queue *queue);
+
+/**
+ * Hands a request over and returns at once; the work is done on the queue's thread. What is wrong
+ * with the block ids shows in the completion, and only what can be seen at a glance is refused here.
+ *
+ * @param ticket  Receives the request's name: never 0, never used twice by one queue.
+ * @return `KVF_ERR_BUSY` if as many requests as the queue holds are outstanding: poll, then repeat.
+ *         Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_queue_submit(kvf_queue queue,
+                            const kvf_submission *submission,
+                            uint64_t *ticket);
+
+/**
+ * Takes completions, oldest first. Never blocks.
+ *
+ * @param completions  Room for `max` of them.
+ * @param len          Receives how many were written. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_queue_poll(kvf_queue queue,
+                          kvf_completion *completions,
+                          size_t max,
+                          size_t *len);
+
+/**
+ * Blocks until there is a completion to poll, or the time is over.
+ *
+ * @param ready  Receives 1 if there is one, 0 if not. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_queue_wait(kvf_queue queue,
+                          uint64_t timeout_ms,
+                          uint8_t *ready);
+
+/**
+ * Asks a request to stop. It completes with `KVF_ERR_CANCELED` once it has come to rest, or as it
+ * would have if it was through already. Harmless on one that has completed.
+ *
+ * @return `KVF_ERR_NOT_FOUND` for a ticket that this queue has not given out. Any thread.
+ */
+kvf_status kvf_queue_cancel(kvf_queue queue,
+                            uint64_t ticket);
+
+/** Figures since the queue was created. Any thread. */
+KVF_MUST_USE
+kvf_status kvf_queue_stats_get(kvf_queue queue,
+                               kvf_queue_stats *stats);
+
+/**
+ * A file descriptor that is readable while there are completions to poll, for event loops. It belongs
+ * to the queue and is closed with it: wait on it, do not read or close it. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_queue_event_fd(kvf_queue queue,
+                              int *fd);
+
+/**
+ * Ends a queue. Requests that it has accepted are carried out for up to `drain_ms`; then what is left
+ * is cancelled and waited for, for as long again but at least 100 ms. Completions that have not been
+ * polled are lost.
+ *
+ * @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must not be
+ *         used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
+ */
+kvf_status kvf_queue_destroy(kvf_queue queue,
+                             uint64_t drain_ms);
+
 /* ==== Side channel ============================================================================ */
 
 /**
@@ -1108,6 +2135,22 @@ kvf_status kvf_side_channel_request(const char *kind,
                                     uint64_t max_bytes,
                                     kvf_buffer *metadata);
 
+/* ==== What there is to work with ============================================================== */
+
+/**
+ * Looks for NIXL as an agent would, and tells in JSON what was found and where was looked: keys
+ * `path`, `found_by`, `version`, `plugin_dir` (text, or null for what is not known), `tried` (an array
+ * of `place`, `path`, `outcome`) and `error` (null, or why there is no library). It opens a library
+ * that it finds, as the first agent does, and that one stays in the process. Any thread.
+ *
+ * @param library  Path of `libnixl_capi.so`; NULL searches, as `kvf_agent_options.nixl_library` says.
+ * @param json     Receives text; free with `kvf_buffer_free()`.
+ * @return `KVF_OK` whether or not there is a NIXL.
+ */
+KVF_MUST_USE
+kvf_status kvf_nixl_probe(const char *library,
+                          kvf_buffer *json);
+
 /* ==== Defaults of the option structs ========================================================== */
 
 /** Options for kvf_agent_create(): all defaults. Set `name` and `transport`. Any thread. */
@@ -1124,6 +2167,46 @@ static inline kvf_transfer_options kvf_transfer_options_default(void) {
   memset(&options, 0, sizeof options);
   options.struct_size = (uint32_t)sizeof options;
   return options;
+}
+
+/** Options for kvf_layout_create(): all defaults. Set `parallel`, groups and layers. Any thread. */
+static inline kvf_layout_options kvf_layout_options_default(void) {
+  kvf_layout_options options;
+  memset(&options, 0, sizeof options);
+  options.struct_size = (uint32_t)sizeof options;
+  return options;
+}
+
+/** Options for kvf_plan_build(): all defaults. Any thread. */
+static inline kvf_plan_options kvf_plan_options_default(void) {
+  kvf_plan_options options;
+  memset(&options, 0, sizeof options);
+  options.struct_size = (uint32_t)sizeof options;
+  return options;
+}
+
+/** For kvf_plan_create(): nothing yet. Any thread. */
+static inline kvf_plan_custom kvf_plan_custom_default(void) {
+  kvf_plan_custom custom;
+  memset(&custom, 0, sizeof custom);
+  custom.struct_size = (uint32_t)sizeof custom;
+  return custom;
+}
+
+/** Options for kvf_queue_create(): all defaults. Any thread. */
+static inline kvf_queue_options kvf_queue_options_default(void) {
+  kvf_queue_options options;
+  memset(&options, 0, sizeof options);
+  options.struct_size = (uint32_t)sizeof options;
+  return options;
+}
+
+/** For kvf_queue_submit(): nothing yet. Set `plan`, `agents` and `groups`. Any thread. */
+static inline kvf_submission kvf_submission_default(void) {
+  kvf_submission submission;
+  memset(&submission, 0, sizeof submission);
+  submission.struct_size = (uint32_t)sizeof submission;
+  return submission;
 }
 
 /** Options for kvf_side_channel_listen(): all defaults. Any thread. */

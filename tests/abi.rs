@@ -6,9 +6,12 @@ use std::mem::{align_of, offset_of, size_of};
 use std::path::{Path, PathBuf};
 
 use kvferry::capi::agent::*;
+use kvferry::capi::layout::*;
 use kvferry::capi::library::*;
 use kvferry::capi::memory::*;
 use kvferry::capi::output::*;
+use kvferry::capi::plan::*;
+use kvferry::capi::queue::*;
 use kvferry::capi::side_channel::*;
 use kvferry::capi::transfer::*;
 use object::read::elf::{Dyn, ElfFile64, FileHeader, SectionHeader};
@@ -118,6 +121,73 @@ layout!(kvf_transfer_options, 40, 8;
 layout!(kvf_transfer_telemetry, 40, 8;
     start_time_us 0, post_duration_us 8, transfer_duration_us 16, total_bytes 24, descriptors 32);
 layout!(kvf_transfer_cost, 24, 8; duration_us 0, error_margin_us 8, method 16, reserved 20);
+layout!(kvf_parallel, 32, 4;
+    tp_rank 0, tp_size 4, pp_rank 8, pp_size 12, dcp_rank 16, dcp_size 20, dcp_interleave 24,
+    reserved 28);
+layout!(kvf_group, 24, 4;
+    kind 0, tokens_per_block 4, kernel_blocks 8, window 12, format 16, reserved 20);
+layout!(kvf_region, 48, 8;
+    base 0, page_stride 8, page_len 16, page_count 24, device 32, mem_kind 40, reserved 44);
+layout!(kvf_dense_layers, 64, 8;
+    group 0, kv_heads 4, k_head_size 8, v_head_size 12, elem_bytes 16, order 20, kv 24,
+    first_layer 28, layers 32, layers_len 40, regions 48, regions_len 56);
+layout!(kvf_latent_layers, 56, 8;
+    group 0, size 4, elem_bytes 8, role 12, first_layer 16, reserved 20, layers 24, layers_len 32,
+    regions 40, regions_len 48);
+layout!(kvf_sub_projection, 8, 4; units 0, channels_per_unit 4);
+layout!(kvf_state_layers, 80, 8;
+    group 0, conv_rows 4, conv_elem_bytes 8, conv_order 12, ssm_heads 16, ssm_head_bytes 20,
+    ssm_elem_bytes 24, first_layer 28, conv 32, conv_len 40, layers 48, layers_len 56, regions 64,
+    regions_len 72);
+layout!(kvf_part, 64, 8;
+    group 0, region 4, layer 8, role 12, offset 16, heads_total 24, head_first 28, head_count 32,
+    rows 36, head_stride 40, row_stride 48, cell_bytes 56, elem_bytes 60);
+layout!(kvf_layout_options, 136, 8;
+    struct_size 0, reserved 4, parallel 8, groups 40, groups_len 48, dense 56, dense_len 64,
+    latent 72, latent_len 80, state 88, state_len 96, regions 104, regions_len 112, parts 120,
+    parts_len 128);
+layout!(kvf_layout, 8, 8; id 0);
+layout!(kvf_layout_tables, 80, 8;
+    parallel 0, regions 32, regions_len 40, groups 48, groups_len 56, parts 64, parts_len 72);
+layout!(kvf_plan_options, 16, 4;
+    struct_size 0, direction 4, keep_lanes 8, uneven_blocks 9, reserved 10);
+layout!(kvf_plan, 8, 8; id 0);
+layout!(kvf_group_side, 32, 8;
+    tokens_per_block 0, kernel_blocks 4, dcp_size 8, dcp_interleave 12, pool 16, reserved 20,
+    block_count 24);
+layout!(kvf_group_geometry, 80, 8;
+    kind 0, window 4, atom_tokens 8, reserved 12, local 16, remote 48);
+layout!(kvf_peer, 16, 4; tp_rank 0, pp_rank 4, role 8, notifiers 12);
+layout!(kvf_lane_side, 40, 8; base 0, stride 8, sub_stride 16, device 24, mem_kind 32, reserved 36);
+layout!(kvf_lane_inner, 24, 8; local_stride 0, remote_stride 8, count 16, reserved 20);
+layout!(kvf_lane, 152, 8;
+    peer 0, group 4, local_shard 8, remote_shard 12, len 16, local 24, remote 64, inner 104);
+layout!(kvf_plan_custom, 64, 8;
+    struct_size 0, direction 4, groups 8, groups_len 16, peers 24, peers_len 32, lanes 40,
+    lanes_len 48, uneven_blocks 56, reserved 57);
+layout!(kvf_plan_tables, 64, 8;
+    direction 0, batches 4, lanes_before 8, groups 16, groups_len 24, peers 32, peers_len 40,
+    lanes 48, lanes_len 56);
+layout!(kvf_group_blocks, 48, 8;
+    local 0, local_len 8, remote 16, remote_len 24, local_first 32, remote_first 36,
+    has_local_first 40, has_remote_first 41, reserved 42);
+layout!(kvf_coverage, 32, 8; first 0, end 8, missing_head 16, missing_tail 24);
+layout!(kvf_expand_stats, 32, 8; bytes 0, ranges_before 8, ranges 16, reserved 24);
+layout!(kvf_range, 32, 8; peer 0, lane 4, local 8, remote 16, len 24);
+layout!(kvf_range_list, 16, 8; items 0, len 8);
+layout!(kvf_queue_options, 24, 8;
+    struct_size 0, capacity 4, slice_bytes 8, slice_descriptors 16, slices_in_flight 20);
+layout!(kvf_queue, 8, 8; id 0);
+layout!(kvf_submission, 80, 8;
+    struct_size 0, has_notification 4, reserved 5, plan 8, agents 16, agents_len 24, groups 32,
+    groups_len 40, tokens 48, notification 56, notification_len 64, deadline_ms 72);
+layout!(kvf_completion, 408, 8;
+    ticket 0, status 8, not_notified 12, submitted_ns 16, planned_ns 24, posted_ns 32,
+    finished_ns 40, bytes 48, total_bytes 56, descriptors_before 64, descriptors 72, slices 80,
+    reserved 88, message 120, backend 376);
+layout!(kvf_queue_stats, 128, 8;
+    submitted 0, succeeded 8, failed 16, refused 24, running 32, unpolled 40, bytes 48,
+    descriptors_before 56, descriptors 64, slices 72, thread_cpu_ns 80, reserved 88);
 layout!(kvf_side_channel_options, 48, 8;
     struct_size 0, max_connections 4, kind 8, host 16, max_message_bytes 24, timeout_ms 32,
     port 40, reserved 42);

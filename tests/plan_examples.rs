@@ -682,6 +682,8 @@ fn a_plan_explains_itself() {
     ] {
         assert!(text.contains(line), "{line:?} is not in\n{text}");
     }
+    let docs = include_str!("../docs/plan.md");
+    assert!(docs.contains(&text), "docs/plan.md does not quote\n{text}");
     let json: serde_json::Value = serde_json::from_str(&plan.describe_json()).unwrap();
     assert_eq!(json["direction"], "pull");
     assert_eq!(json["local"]["tp_size"], 2);

@@ -13,10 +13,14 @@
 )]
 
 pub mod agent;
+pub mod doctor;
+pub mod layout;
 pub mod library;
 pub mod logging;
 pub mod memory;
 pub mod output;
+pub mod plan;
+pub mod queue;
 pub mod side_channel;
 pub mod status;
 pub mod transfer;

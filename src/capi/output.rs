@@ -209,7 +209,7 @@ unsafe fn free_params(list: &mut kvf_param_list) {
 ///
 /// # Safety
 /// The fields were filled by `give`.
-unsafe fn take<T>(items: &mut *mut T, len: &mut usize) -> Vec<T> {
+pub(super) unsafe fn take<T>(items: &mut *mut T, len: &mut usize) -> Vec<T> {
     let (ptr, n) = (
         std::mem::replace(items, std::ptr::null_mut()),
         std::mem::take(len),
@@ -222,7 +222,7 @@ unsafe fn take<T>(items: &mut *mut T, len: &mut usize) -> Vec<T> {
 }
 
 /// Gives an array away; NULL when it is empty.
-fn give<T>(items: Vec<T>) -> (*mut T, usize) {
+pub(super) fn give<T>(items: Vec<T>) -> (*mut T, usize) {
     if items.is_empty() {
         return (std::ptr::null_mut(), 0);
     }

@@ -42,7 +42,9 @@ pub struct kvf_queue_options {
 }
 
 // SAFETY: integers only.
-unsafe impl Plain for kvf_queue_options {}
+unsafe impl Plain for kvf_queue_options {
+    const FIRST_SIZE: usize = 24;
+}
 
 /// A request to hand over. Start from `kvf_submission_default()`. All of it is copied by the call.
 #[repr(C)]
@@ -77,7 +79,9 @@ pub struct kvf_submission {
 }
 
 // SAFETY: integers and raw pointers only.
-unsafe impl Plain for kvf_submission {}
+unsafe impl Plain for kvf_submission {
+    const FIRST_SIZE: usize = 80;
+}
 
 /// Length of the text fields of `kvf_completion`, the terminating NUL included.
 pub const KVF_COMPLETION_TEXT: usize = 256;
@@ -172,7 +176,9 @@ pub unsafe extern "C" fn kvf_queue_create(
         // SAFETY: the caller's contract, here and in every block below of this file.
         let (options, queue) = unsafe { (queue_options(options)?, out(queue, "queue")?) };
         let created = Queue::create(AGENTS.get(agent.id)?, options)?;
-        queue.write(kvf_queue { id: QUEUES.insert(Arc::new(created))? });
+        queue.write(kvf_queue {
+            id: QUEUES.insert(Arc::new(created))?,
+        });
         Ok(())
     })
 }
@@ -203,8 +209,12 @@ pub unsafe extern "C" fn kvf_queue_submit(
         let (agents, groups, notification) = unsafe {
             (
                 texts(s.agents, s.agents_len, "submission.agents")?,
-                group_blocks(s.groups, s.groups_len)?,
-                slice(s.notification, s.notification_len, "submission.notification")?,
+                group_blocks(s.groups, s.groups_len, "submission.groups")?,
+                slice(
+                    s.notification,
+                    s.notification_len,
+                    "submission.notification",
+                )?,
             )
         };
         let forced = flag(s.has_notification, "submission.has_notification")?;
@@ -213,7 +223,10 @@ pub unsafe extern "C" fn kvf_queue_submit(
         let accepted = queue.submit(&Submission {
             plan: &plan,
             agents: &agents,
-            request: Request { groups: &groups, tokens: nonzero(s.tokens) },
+            request: Request {
+                groups: &groups,
+                tokens: nonzero(s.tokens),
+            },
             notification: (forced || !notification.is_empty()).then_some(notification),
             deadline: nonzero(s.deadline_ms).map(Duration::from_millis),
         })?;
@@ -264,7 +277,9 @@ pub unsafe extern "C" fn kvf_queue_wait(
     guard(|| {
         // SAFETY: the caller's contract.
         let ready = unsafe { out(ready, "ready") }?;
-        let there = QUEUES.get(queue.id)?.wait(Duration::from_millis(timeout_ms));
+        let there = QUEUES
+            .get(queue.id)?
+            .wait(Duration::from_millis(timeout_ms));
         ready.write(there.into());
         Ok(())
     })
@@ -329,7 +344,11 @@ pub unsafe extern "C" fn kvf_queue_event_fd(queue: kvf_queue, fd: *mut c_int) ->
 ///         used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvf_queue_destroy(queue: kvf_queue, drain_ms: u64) -> kvf_status {
-    guard(|| QUEUES.remove(queue.id)?.close(Duration::from_millis(drain_ms)))
+    guard(|| {
+        QUEUES
+            .remove(queue.id)?
+            .close(Duration::from_millis(drain_ms))
+    })
 }
 
 /// # Safety

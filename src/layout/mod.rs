@@ -16,7 +16,7 @@
 //!   [`Group::kernel_blocks`] pages) in every region of the group;
 //! - a [`Part`] says what a page holds: one role of one layer, a range of the model's heads, and how
 //!   far apart heads and tokens are. `part.offset`, `head_stride` and `row_stride` express every
-//!   arrangement in use; the [`builder`] knows their names.
+//!   arrangement in use; [`LayoutBuilder`] knows their names.
 //!
 //! The address of a cell whose token is row `t` of page `p`:
 //!
@@ -66,9 +66,10 @@
 //! # In files
 //!
 //! This one has the tables, `validate` says what a sound layout is, `builder` makes the common
-//! ones, `wire` is the serialised form in which ranks exchange them.
+//! ones, `wire` is the serialised form in which ranks exchange them, `describe` explains.
 
 mod builder;
+mod describe;
 mod validate;
 mod wire;
 

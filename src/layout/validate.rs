@@ -17,13 +17,14 @@ impl Layout {
         bounded("regions", self.regions.len(), MAX_REGIONS)?;
         bounded("groups", self.groups.len(), MAX_GROUPS)?;
         bounded("parts", self.parts.len(), MAX_PARTS)?;
-        for (i, r) in self.regions.iter().enumerate() {
-            r.validate()
-                .map_err(|e| e.context(format_args!("regions[{i}]")))?;
-        }
         for (i, g) in self.groups.iter().enumerate() {
             self.validate_group(g)
                 .map_err(|e| e.context(format_args!("groups[{i}]")))?;
+        }
+        // After the groups: a builder makes regions of what they say.
+        for (i, r) in self.regions.iter().enumerate() {
+            r.validate()
+                .map_err(|e| e.context(format_args!("regions[{i}]")))?;
         }
         for (i, p) in self.parts.iter().enumerate() {
             self.validate_part(p)
@@ -241,7 +242,8 @@ impl Layout {
 }
 
 impl Parallel {
-    fn validate(&self) -> Result<()> {
+    /// Checks every field, as [`Layout::validate`] does.
+    pub fn validate(&self) -> Result<()> {
         for (rank, r, size, s) in [
             ("tp_rank", self.tp_rank, "tp_size", self.tp_size),
             ("pp_rank", self.pp_rank, "pp_size", self.pp_size),

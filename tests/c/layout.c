@@ -28,12 +28,16 @@
 HANDLE(kvf_agent);
 HANDLE(kvf_desc_list);
 HANDLE(kvf_transfer);
+HANDLE(kvf_layout);
+HANDLE(kvf_plan);
+HANDLE(kvf_queue);
 HANDLE(kvf_side_channel);
 
 LIST(kvf_string_list);
 LIST(kvf_param_list);
 LIST(kvf_notification_list);
 LIST(kvf_query_list);
+LIST(kvf_range_list);
 
 ASSERT(sizeof(kvf_status) == 4, "kvf_status is 32 bits wide");
 
@@ -120,6 +124,279 @@ FIELD(kvf_transfer_cost, duration_us, 0);
 FIELD(kvf_transfer_cost, error_margin_us, 8);
 FIELD(kvf_transfer_cost, method, 16);
 FIELD(kvf_transfer_cost, reserved, 20);
+
+SIZE(kvf_parallel, 32, 4);
+FIELD(kvf_parallel, tp_rank, 0);
+FIELD(kvf_parallel, tp_size, 4);
+FIELD(kvf_parallel, pp_rank, 8);
+FIELD(kvf_parallel, pp_size, 12);
+FIELD(kvf_parallel, dcp_rank, 16);
+FIELD(kvf_parallel, dcp_size, 20);
+FIELD(kvf_parallel, dcp_interleave, 24);
+FIELD(kvf_parallel, reserved, 28);
+
+SIZE(kvf_group, 24, 4);
+FIELD(kvf_group, kind, 0);
+FIELD(kvf_group, tokens_per_block, 4);
+FIELD(kvf_group, kernel_blocks, 8);
+FIELD(kvf_group, window, 12);
+FIELD(kvf_group, format, 16);
+FIELD(kvf_group, reserved, 20);
+
+SIZE(kvf_region, 48, 8);
+FIELD(kvf_region, base, 0);
+FIELD(kvf_region, page_stride, 8);
+FIELD(kvf_region, page_len, 16);
+FIELD(kvf_region, page_count, 24);
+FIELD(kvf_region, device, 32);
+FIELD(kvf_region, mem_kind, 40);
+FIELD(kvf_region, reserved, 44);
+
+SIZE(kvf_dense_layers, 64, 8);
+FIELD(kvf_dense_layers, group, 0);
+FIELD(kvf_dense_layers, kv_heads, 4);
+FIELD(kvf_dense_layers, k_head_size, 8);
+FIELD(kvf_dense_layers, v_head_size, 12);
+FIELD(kvf_dense_layers, elem_bytes, 16);
+FIELD(kvf_dense_layers, order, 20);
+FIELD(kvf_dense_layers, kv, 24);
+FIELD(kvf_dense_layers, first_layer, 28);
+FIELD(kvf_dense_layers, layers, 32);
+FIELD(kvf_dense_layers, layers_len, 40);
+FIELD(kvf_dense_layers, regions, 48);
+FIELD(kvf_dense_layers, regions_len, 56);
+
+SIZE(kvf_latent_layers, 56, 8);
+FIELD(kvf_latent_layers, group, 0);
+FIELD(kvf_latent_layers, size, 4);
+FIELD(kvf_latent_layers, elem_bytes, 8);
+FIELD(kvf_latent_layers, role, 12);
+FIELD(kvf_latent_layers, first_layer, 16);
+FIELD(kvf_latent_layers, reserved, 20);
+FIELD(kvf_latent_layers, layers, 24);
+FIELD(kvf_latent_layers, layers_len, 32);
+FIELD(kvf_latent_layers, regions, 40);
+FIELD(kvf_latent_layers, regions_len, 48);
+
+SIZE(kvf_sub_projection, 8, 4);
+FIELD(kvf_sub_projection, units, 0);
+FIELD(kvf_sub_projection, channels_per_unit, 4);
+
+SIZE(kvf_state_layers, 80, 8);
+FIELD(kvf_state_layers, group, 0);
+FIELD(kvf_state_layers, conv_rows, 4);
+FIELD(kvf_state_layers, conv_elem_bytes, 8);
+FIELD(kvf_state_layers, conv_order, 12);
+FIELD(kvf_state_layers, ssm_heads, 16);
+FIELD(kvf_state_layers, ssm_head_bytes, 20);
+FIELD(kvf_state_layers, ssm_elem_bytes, 24);
+FIELD(kvf_state_layers, first_layer, 28);
+FIELD(kvf_state_layers, conv, 32);
+FIELD(kvf_state_layers, conv_len, 40);
+FIELD(kvf_state_layers, layers, 48);
+FIELD(kvf_state_layers, layers_len, 56);
+FIELD(kvf_state_layers, regions, 64);
+FIELD(kvf_state_layers, regions_len, 72);
+
+SIZE(kvf_part, 64, 8);
+FIELD(kvf_part, group, 0);
+FIELD(kvf_part, region, 4);
+FIELD(kvf_part, layer, 8);
+FIELD(kvf_part, role, 12);
+FIELD(kvf_part, offset, 16);
+FIELD(kvf_part, heads_total, 24);
+FIELD(kvf_part, head_first, 28);
+FIELD(kvf_part, head_count, 32);
+FIELD(kvf_part, rows, 36);
+FIELD(kvf_part, head_stride, 40);
+FIELD(kvf_part, row_stride, 48);
+FIELD(kvf_part, cell_bytes, 56);
+FIELD(kvf_part, elem_bytes, 60);
+
+SIZE(kvf_layout_options, 136, 8);
+FIELD(kvf_layout_options, struct_size, 0);
+FIELD(kvf_layout_options, reserved, 4);
+FIELD(kvf_layout_options, parallel, 8);
+FIELD(kvf_layout_options, groups, 40);
+FIELD(kvf_layout_options, groups_len, 48);
+FIELD(kvf_layout_options, dense, 56);
+FIELD(kvf_layout_options, dense_len, 64);
+FIELD(kvf_layout_options, latent, 72);
+FIELD(kvf_layout_options, latent_len, 80);
+FIELD(kvf_layout_options, state, 88);
+FIELD(kvf_layout_options, state_len, 96);
+FIELD(kvf_layout_options, regions, 104);
+FIELD(kvf_layout_options, regions_len, 112);
+FIELD(kvf_layout_options, parts, 120);
+FIELD(kvf_layout_options, parts_len, 128);
+
+SIZE(kvf_layout_tables, 80, 8);
+FIELD(kvf_layout_tables, parallel, 0);
+FIELD(kvf_layout_tables, regions, 32);
+FIELD(kvf_layout_tables, regions_len, 40);
+FIELD(kvf_layout_tables, groups, 48);
+FIELD(kvf_layout_tables, groups_len, 56);
+FIELD(kvf_layout_tables, parts, 64);
+FIELD(kvf_layout_tables, parts_len, 72);
+
+SIZE(kvf_plan_options, 16, 4);
+FIELD(kvf_plan_options, struct_size, 0);
+FIELD(kvf_plan_options, direction, 4);
+FIELD(kvf_plan_options, keep_lanes, 8);
+FIELD(kvf_plan_options, uneven_blocks, 9);
+FIELD(kvf_plan_options, reserved, 10);
+
+SIZE(kvf_group_side, 32, 8);
+FIELD(kvf_group_side, tokens_per_block, 0);
+FIELD(kvf_group_side, kernel_blocks, 4);
+FIELD(kvf_group_side, dcp_size, 8);
+FIELD(kvf_group_side, dcp_interleave, 12);
+FIELD(kvf_group_side, pool, 16);
+FIELD(kvf_group_side, reserved, 20);
+FIELD(kvf_group_side, block_count, 24);
+
+SIZE(kvf_group_geometry, 80, 8);
+FIELD(kvf_group_geometry, kind, 0);
+FIELD(kvf_group_geometry, window, 4);
+FIELD(kvf_group_geometry, atom_tokens, 8);
+FIELD(kvf_group_geometry, reserved, 12);
+FIELD(kvf_group_geometry, local, 16);
+FIELD(kvf_group_geometry, remote, 48);
+
+SIZE(kvf_peer, 16, 4);
+FIELD(kvf_peer, tp_rank, 0);
+FIELD(kvf_peer, pp_rank, 4);
+FIELD(kvf_peer, role, 8);
+FIELD(kvf_peer, notifiers, 12);
+
+SIZE(kvf_lane_side, 40, 8);
+FIELD(kvf_lane_side, base, 0);
+FIELD(kvf_lane_side, stride, 8);
+FIELD(kvf_lane_side, sub_stride, 16);
+FIELD(kvf_lane_side, device, 24);
+FIELD(kvf_lane_side, mem_kind, 32);
+FIELD(kvf_lane_side, reserved, 36);
+
+SIZE(kvf_lane_inner, 24, 8);
+FIELD(kvf_lane_inner, local_stride, 0);
+FIELD(kvf_lane_inner, remote_stride, 8);
+FIELD(kvf_lane_inner, count, 16);
+FIELD(kvf_lane_inner, reserved, 20);
+
+SIZE(kvf_lane, 152, 8);
+FIELD(kvf_lane, peer, 0);
+FIELD(kvf_lane, group, 4);
+FIELD(kvf_lane, local_shard, 8);
+FIELD(kvf_lane, remote_shard, 12);
+FIELD(kvf_lane, len, 16);
+FIELD(kvf_lane, local, 24);
+FIELD(kvf_lane, remote, 64);
+FIELD(kvf_lane, inner, 104);
+
+SIZE(kvf_plan_custom, 64, 8);
+FIELD(kvf_plan_custom, struct_size, 0);
+FIELD(kvf_plan_custom, direction, 4);
+FIELD(kvf_plan_custom, groups, 8);
+FIELD(kvf_plan_custom, groups_len, 16);
+FIELD(kvf_plan_custom, peers, 24);
+FIELD(kvf_plan_custom, peers_len, 32);
+FIELD(kvf_plan_custom, lanes, 40);
+FIELD(kvf_plan_custom, lanes_len, 48);
+FIELD(kvf_plan_custom, uneven_blocks, 56);
+FIELD(kvf_plan_custom, reserved, 57);
+
+SIZE(kvf_plan_tables, 64, 8);
+FIELD(kvf_plan_tables, direction, 0);
+FIELD(kvf_plan_tables, batches, 4);
+FIELD(kvf_plan_tables, lanes_before, 8);
+FIELD(kvf_plan_tables, groups, 16);
+FIELD(kvf_plan_tables, groups_len, 24);
+FIELD(kvf_plan_tables, peers, 32);
+FIELD(kvf_plan_tables, peers_len, 40);
+FIELD(kvf_plan_tables, lanes, 48);
+FIELD(kvf_plan_tables, lanes_len, 56);
+
+SIZE(kvf_group_blocks, 48, 8);
+FIELD(kvf_group_blocks, local, 0);
+FIELD(kvf_group_blocks, local_len, 8);
+FIELD(kvf_group_blocks, remote, 16);
+FIELD(kvf_group_blocks, remote_len, 24);
+FIELD(kvf_group_blocks, local_first, 32);
+FIELD(kvf_group_blocks, remote_first, 36);
+FIELD(kvf_group_blocks, has_local_first, 40);
+FIELD(kvf_group_blocks, has_remote_first, 41);
+FIELD(kvf_group_blocks, reserved, 42);
+
+SIZE(kvf_coverage, 32, 8);
+FIELD(kvf_coverage, first, 0);
+FIELD(kvf_coverage, end, 8);
+FIELD(kvf_coverage, missing_head, 16);
+FIELD(kvf_coverage, missing_tail, 24);
+
+SIZE(kvf_expand_stats, 32, 8);
+FIELD(kvf_expand_stats, bytes, 0);
+FIELD(kvf_expand_stats, ranges_before, 8);
+FIELD(kvf_expand_stats, ranges, 16);
+FIELD(kvf_expand_stats, reserved, 24);
+
+SIZE(kvf_range, 32, 8);
+FIELD(kvf_range, peer, 0);
+FIELD(kvf_range, lane, 4);
+FIELD(kvf_range, local, 8);
+FIELD(kvf_range, remote, 16);
+FIELD(kvf_range, len, 24);
+
+SIZE(kvf_queue_options, 24, 8);
+FIELD(kvf_queue_options, struct_size, 0);
+FIELD(kvf_queue_options, capacity, 4);
+FIELD(kvf_queue_options, slice_bytes, 8);
+FIELD(kvf_queue_options, slice_descriptors, 16);
+FIELD(kvf_queue_options, slices_in_flight, 20);
+
+SIZE(kvf_submission, 80, 8);
+FIELD(kvf_submission, struct_size, 0);
+FIELD(kvf_submission, has_notification, 4);
+FIELD(kvf_submission, reserved, 5);
+FIELD(kvf_submission, plan, 8);
+FIELD(kvf_submission, agents, 16);
+FIELD(kvf_submission, agents_len, 24);
+FIELD(kvf_submission, groups, 32);
+FIELD(kvf_submission, groups_len, 40);
+FIELD(kvf_submission, tokens, 48);
+FIELD(kvf_submission, notification, 56);
+FIELD(kvf_submission, notification_len, 64);
+FIELD(kvf_submission, deadline_ms, 72);
+
+SIZE(kvf_completion, 408, 8);
+FIELD(kvf_completion, ticket, 0);
+FIELD(kvf_completion, status, 8);
+FIELD(kvf_completion, not_notified, 12);
+FIELD(kvf_completion, submitted_ns, 16);
+FIELD(kvf_completion, planned_ns, 24);
+FIELD(kvf_completion, posted_ns, 32);
+FIELD(kvf_completion, finished_ns, 40);
+FIELD(kvf_completion, bytes, 48);
+FIELD(kvf_completion, total_bytes, 56);
+FIELD(kvf_completion, descriptors_before, 64);
+FIELD(kvf_completion, descriptors, 72);
+FIELD(kvf_completion, slices, 80);
+FIELD(kvf_completion, reserved, 88);
+FIELD(kvf_completion, message, 120);
+FIELD(kvf_completion, backend, 376);
+
+SIZE(kvf_queue_stats, 128, 8);
+FIELD(kvf_queue_stats, submitted, 0);
+FIELD(kvf_queue_stats, succeeded, 8);
+FIELD(kvf_queue_stats, failed, 16);
+FIELD(kvf_queue_stats, refused, 24);
+FIELD(kvf_queue_stats, running, 32);
+FIELD(kvf_queue_stats, unpolled, 40);
+FIELD(kvf_queue_stats, bytes, 48);
+FIELD(kvf_queue_stats, descriptors_before, 56);
+FIELD(kvf_queue_stats, descriptors, 64);
+FIELD(kvf_queue_stats, slices, 72);
+FIELD(kvf_queue_stats, thread_cpu_ns, 80);
+FIELD(kvf_queue_stats, reserved, 88);
 
 SIZE(kvf_side_channel_options, 48, 8);
 FIELD(kvf_side_channel_options, struct_size, 0);

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
-from ctypes import POINTER, c_char_p, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 
 import pytest
 from conftest import ROOT
@@ -41,7 +41,7 @@ def parsed_structs() -> dict[str, list[tuple[str, str]]]:
         fields = []
         for field in filter(None, (f.strip() for f in body.split(";"))):
             kind, stars, label, array = re.fullmatch(
-                r"((?:const |struct )*\w+)\s*((?:\*\s*(?:const )?)*)(\w+)(\[\d+\])?", " ".join(field.split())
+                r"((?:const |struct )*\w+)\s*((?:\*\s*(?:const )?)*)(\w+)(\[\w+\])?", " ".join(field.split())
             ).groups()
             fields.append((normal(kind + stars) + (array or ""), label))
         structs[name] = fields
@@ -74,7 +74,7 @@ def normal(kind: str) -> str:
 SCALARS = {
     "kvf_status": c_int32, "int32_t": c_int32, "int64_t": c_int64, "uint8_t": c_uint8,
     "uint16_t": c_uint16, "uint32_t": c_uint32, "uint64_t": c_uint64, "size_t": c_size_t, "void": None,
-    "void*": c_void_p, "char*": c_char_p, "char**": POINTER(c_char_p),
+    "int": c_int, "char": c_char, "void*": c_void_p, "char*": c_char_p, "char**": POINTER(c_char_p),
     "kvf_log_fn": _ffi.kvf_log_fn, "kvf_free_fn": _ffi.kvf_free_fn,
 }
 
@@ -151,8 +151,9 @@ def test_struct_fields(name):
     declared = struct_class(name)._fields_
     assert [label for _, label in fields] == [label for label, _ in declared]
     for (c_type, label), (_, mine) in zip(fields, declared):
-        if array := re.fullmatch(r"(\w+)\[(\d+)\]", c_type):
-            assert mine == SCALARS[array[1]] * int(array[2]), label
+        if array := re.fullmatch(r"(\w+)\[(\w+)\]", c_type):
+            length = parsed_constants().get(array[2]) or int(array[2])
+            assert mine in [item * length for item in acceptable(array[1])], label
         else:
             assert mine in acceptable(c_type), f"{label} is {c_type}"
 

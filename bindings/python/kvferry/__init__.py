@@ -6,9 +6,11 @@
     ...     agent.register([kvferry.range_of(memory)])
 
 :class:`Agent` is one rank's endpoint, over NIXL (``"nixl"``) or shared memory on one host
-(``"local"``); :class:`SideChannel` and :func:`request_metadata` carry metadata between processes;
-:mod:`kvferry.nixl` has the Python API of NIXL itself. Everything here calls ``libkvferry`` through
-ctypes; see ``kvferry._library`` for where that is looked for.
+(``"local"``); :class:`Layout` describes a rank's KV cache, :class:`Plan` says which bytes of which
+rank go where, and :class:`Queue` moves them in the background; :class:`SideChannel` and
+:func:`request_metadata` carry metadata between processes; :mod:`kvferry.nixl` has the Python API of
+NIXL itself. Everything here calls ``libkvferry`` through ctypes; see ``kvferry._library`` for where
+that is looked for.
 """
 
 from __future__ import annotations
@@ -18,7 +20,41 @@ from ._convert import range_of
 from ._ffi import lib as _lib
 from .agent import Agent, BackendInfo, MemKind, Notification, Progress, SyncMode
 from .errors import Error, status_name
+from .layout import (
+    ConvOrder,
+    DenseLayers,
+    Group,
+    GroupKind,
+    KvPlacement,
+    LatentLayers,
+    Layout,
+    PageOrder,
+    Parallel,
+    Part,
+    Region,
+    Role,
+    StateLayers,
+    SubProjection,
+    shard,
+)
 from .log import set_log_callback, set_log_level
+from .plan import (
+    Coverage,
+    Direction,
+    Expansion,
+    GroupBlocks,
+    GroupGeometry,
+    GroupSide,
+    Lane,
+    LaneInner,
+    LaneSide,
+    Peer,
+    PeerRole,
+    Plan,
+    Range,
+    RunStats,
+)
+from .queue import Completion, Queue, QueueStats
 from .side_channel import Address, SideChannel, request_metadata
 from .transfer import Cost, DescList, Op, State, Telemetry, Transfer, states
 
@@ -28,15 +64,46 @@ __all__ = [
     "Address",
     "Agent",
     "BackendInfo",
+    "Completion",
+    "ConvOrder",
     "Cost",
+    "Coverage",
+    "DenseLayers",
     "DescList",
+    "Direction",
     "Error",
+    "Expansion",
+    "Group",
+    "GroupBlocks",
+    "GroupGeometry",
+    "GroupKind",
+    "GroupSide",
+    "KvPlacement",
+    "Lane",
+    "LaneInner",
+    "LaneSide",
+    "LatentLayers",
+    "Layout",
     "MemKind",
     "Notification",
     "Op",
+    "PageOrder",
+    "Parallel",
+    "Part",
+    "Peer",
+    "PeerRole",
+    "Plan",
     "Progress",
+    "Queue",
+    "QueueStats",
+    "Range",
+    "Region",
+    "Role",
+    "RunStats",
     "SideChannel",
     "State",
+    "StateLayers",
+    "SubProjection",
     "SyncMode",
     "Telemetry",
     "Transfer",
@@ -45,6 +112,7 @@ __all__ = [
     "request_metadata",
     "set_log_callback",
     "set_log_level",
+    "shard",
     "states",
     "status_name",
 ]

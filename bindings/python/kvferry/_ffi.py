@@ -19,7 +19,9 @@ from ctypes import (
     CFUNCTYPE,
     POINTER,
     Structure,
+    c_char,
     c_char_p,
+    c_int,
     c_int32,
     c_int64,
     c_size_t,
@@ -58,6 +60,35 @@ CONSTANTS: dict[str, int] = {
     "KVF_OP_WRITE": 1,
     "KVF_TRANSFER_DONE": 0,
     "KVF_TRANSFER_IN_PROGRESS": 1,
+    "KVF_GROUP_FULL": 0,
+    "KVF_GROUP_SLIDING_WINDOW": 1,
+    "KVF_GROUP_CHUNKED_LOCAL": 2,
+    "KVF_GROUP_MLA": 3,
+    "KVF_GROUP_STATE": 4,
+    "KVF_ROLE_K": 0,
+    "KVF_ROLE_V": 1,
+    "KVF_ROLE_KV": 2,
+    "KVF_ROLE_LATENT": 3,
+    "KVF_ROLE_SSM": 4,
+    "KVF_ROLE_CONV": 16,
+    "KVF_ROLE_OTHER": 256,
+    "KVF_ORDER_NHD": 0,
+    "KVF_ORDER_HND": 1,
+    "KVF_KV_REGIONS": 0,
+    "KVF_KV_PLANES": 1,
+    "KVF_KV_HALVES": 2,
+    "KVF_KV_CELLS": 3,
+    "KVF_KV_SLABS": 4,
+    "KVF_CONV_CHANNELS_FIRST": 0,
+    "KVF_CONV_ROWS_FIRST": 1,
+    "KVF_DESCRIBE_TEXT": 0,
+    "KVF_DESCRIBE_JSON": 1,
+    "KVF_DIRECTION_PULL": 0,
+    "KVF_DIRECTION_PUSH": 1,
+    "KVF_PEER_IDLE": 0,
+    "KVF_PEER_TRANSFER": 1,
+    "KVF_PEER_NOTIFY_ONLY": 2,
+    "KVF_COMPLETION_TEXT": 256,
     "KVF_OK": 0,
     "KVF_ERR_INVALID_ARGUMENT": -1,
     "KVF_ERR_INVALID_HANDLE": -2,
@@ -216,8 +247,371 @@ class kvf_side_channel_options(Structure):
     ]
 
 
+class kvf_parallel(Structure):
+    _fields_ = [
+        ("tp_rank", c_uint32),
+        ("tp_size", c_uint32),
+        ("pp_rank", c_uint32),
+        ("pp_size", c_uint32),
+        ("dcp_rank", c_uint32),
+        ("dcp_size", c_uint32),
+        ("dcp_interleave", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class kvf_group(Structure):
+    _fields_ = [
+        ("kind", c_uint32),
+        ("tokens_per_block", c_uint32),
+        ("kernel_blocks", c_uint32),
+        ("window", c_uint32),
+        ("format", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class kvf_region(Structure):
+    _fields_ = [
+        ("base", c_uint64),
+        ("page_stride", c_uint64),
+        ("page_len", c_uint64),
+        ("page_count", c_uint64),
+        ("device", c_uint64),
+        ("mem_kind", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class kvf_dense_layers(Structure):
+    _fields_ = [
+        ("group", c_uint32),
+        ("kv_heads", c_uint32),
+        ("k_head_size", c_uint32),
+        ("v_head_size", c_uint32),
+        ("elem_bytes", c_uint32),
+        ("order", c_uint32),
+        ("kv", c_uint32),
+        ("first_layer", c_uint32),
+        ("layers", c_void_p),
+        ("layers_len", c_size_t),
+        ("regions", c_void_p),
+        ("regions_len", c_size_t),
+    ]
+
+
+class kvf_latent_layers(Structure):
+    _fields_ = [
+        ("group", c_uint32),
+        ("size", c_uint32),
+        ("elem_bytes", c_uint32),
+        ("role", c_uint32),
+        ("first_layer", c_uint32),
+        ("reserved", c_uint32),
+        ("layers", c_void_p),
+        ("layers_len", c_size_t),
+        ("regions", c_void_p),
+        ("regions_len", c_size_t),
+    ]
+
+
+class kvf_sub_projection(Structure):
+    _fields_ = [("units", c_uint32), ("channels_per_unit", c_uint32)]
+
+
+class kvf_state_layers(Structure):
+    _fields_ = [
+        ("group", c_uint32),
+        ("conv_rows", c_uint32),
+        ("conv_elem_bytes", c_uint32),
+        ("conv_order", c_uint32),
+        ("ssm_heads", c_uint32),
+        ("ssm_head_bytes", c_uint32),
+        ("ssm_elem_bytes", c_uint32),
+        ("first_layer", c_uint32),
+        ("conv", c_void_p),
+        ("conv_len", c_size_t),
+        ("layers", c_void_p),
+        ("layers_len", c_size_t),
+        ("regions", c_void_p),
+        ("regions_len", c_size_t),
+    ]
+
+
+class kvf_part(Structure):
+    _fields_ = [
+        ("group", c_uint32),
+        ("region", c_uint32),
+        ("layer", c_uint32),
+        ("role", c_uint32),
+        ("offset", c_uint64),
+        ("heads_total", c_uint32),
+        ("head_first", c_uint32),
+        ("head_count", c_uint32),
+        ("rows", c_uint32),
+        ("head_stride", c_uint64),
+        ("row_stride", c_uint64),
+        ("cell_bytes", c_uint32),
+        ("elem_bytes", c_uint32),
+    ]
+
+
+class kvf_layout_options(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("parallel", kvf_parallel),
+        ("groups", c_void_p),
+        ("groups_len", c_size_t),
+        ("dense", c_void_p),
+        ("dense_len", c_size_t),
+        ("latent", c_void_p),
+        ("latent_len", c_size_t),
+        ("state", c_void_p),
+        ("state_len", c_size_t),
+        ("regions", c_void_p),
+        ("regions_len", c_size_t),
+        ("parts", c_void_p),
+        ("parts_len", c_size_t),
+    ]
+
+
+class kvf_layout_tables(Structure):
+    _fields_ = [
+        ("parallel", kvf_parallel),
+        ("regions", c_void_p),
+        ("regions_len", c_size_t),
+        ("groups", c_void_p),
+        ("groups_len", c_size_t),
+        ("parts", c_void_p),
+        ("parts_len", c_size_t),
+    ]
+
+
+class kvf_plan_options(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("direction", c_uint32),
+        ("keep_lanes", c_uint8),
+        ("uneven_blocks", c_uint8),
+        ("reserved", c_uint8 * 6),
+    ]
+
+
+class kvf_group_side(Structure):
+    _fields_ = [
+        ("tokens_per_block", c_uint32),
+        ("kernel_blocks", c_uint32),
+        ("dcp_size", c_uint32),
+        ("dcp_interleave", c_uint32),
+        ("pool", c_uint32),
+        ("reserved", c_uint32),
+        ("block_count", c_uint64),
+    ]
+
+
+class kvf_group_geometry(Structure):
+    _fields_ = [
+        ("kind", c_uint32),
+        ("window", c_uint32),
+        ("atom_tokens", c_uint32),
+        ("reserved", c_uint32),
+        ("local", kvf_group_side),
+        ("remote", kvf_group_side),
+    ]
+
+
+class kvf_peer(Structure):
+    _fields_ = [
+        ("tp_rank", c_uint32),
+        ("pp_rank", c_uint32),
+        ("role", c_uint32),
+        ("notifiers", c_uint32),
+    ]
+
+
+class kvf_lane_side(Structure):
+    _fields_ = [
+        ("base", c_uint64),
+        ("stride", c_uint64),
+        ("sub_stride", c_uint64),
+        ("device", c_uint64),
+        ("mem_kind", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class kvf_lane_inner(Structure):
+    _fields_ = [
+        ("local_stride", c_uint64),
+        ("remote_stride", c_uint64),
+        ("count", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class kvf_lane(Structure):
+    _fields_ = [
+        ("peer", c_uint32),
+        ("group", c_uint32),
+        ("local_shard", c_uint32),
+        ("remote_shard", c_uint32),
+        ("len", c_uint64),
+        ("local", kvf_lane_side),
+        ("remote", kvf_lane_side),
+        ("inner", kvf_lane_inner * 2),
+    ]
+
+
+class kvf_plan_custom(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("direction", c_uint32),
+        ("groups", c_void_p),
+        ("groups_len", c_size_t),
+        ("peers", c_void_p),
+        ("peers_len", c_size_t),
+        ("lanes", c_void_p),
+        ("lanes_len", c_size_t),
+        ("uneven_blocks", c_uint8),
+        ("reserved", c_uint8 * 7),
+    ]
+
+
+class kvf_plan_tables(Structure):
+    _fields_ = [
+        ("direction", c_uint32),
+        ("batches", c_uint32),
+        ("lanes_before", c_uint64),
+        ("groups", c_void_p),
+        ("groups_len", c_size_t),
+        ("peers", c_void_p),
+        ("peers_len", c_size_t),
+        ("lanes", c_void_p),
+        ("lanes_len", c_size_t),
+    ]
+
+
+class kvf_group_blocks(Structure):
+    _fields_ = [
+        ("local", c_void_p),
+        ("local_len", c_size_t),
+        ("remote", c_void_p),
+        ("remote_len", c_size_t),
+        ("local_first", c_uint32),
+        ("remote_first", c_uint32),
+        ("has_local_first", c_uint8),
+        ("has_remote_first", c_uint8),
+        ("reserved", c_uint8 * 6),
+    ]
+
+
+class kvf_coverage(Structure):
+    _fields_ = [
+        ("first", c_uint64),
+        ("end", c_uint64),
+        ("missing_head", c_uint64),
+        ("missing_tail", c_uint64),
+    ]
+
+
+class kvf_expand_stats(Structure):
+    _fields_ = [
+        ("bytes", c_uint64),
+        ("ranges_before", c_uint64),
+        ("ranges", c_uint64),
+        ("reserved", c_uint64),
+    ]
+
+
+class kvf_range(Structure):
+    _fields_ = [
+        ("peer", c_uint32),
+        ("lane", c_uint32),
+        ("local", c_uint64),
+        ("remote", c_uint64),
+        ("len", c_uint64),
+    ]
+
+
+class kvf_range_list(Structure):
+    _fields_ = [("items", c_void_p), ("len", c_size_t)]
+
+
+class kvf_queue_options(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("capacity", c_uint32),
+        ("slice_bytes", c_uint64),
+        ("slice_descriptors", c_uint32),
+        ("slices_in_flight", c_uint32),
+    ]
+
+
+class kvf_submission(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("has_notification", c_uint8),
+        ("reserved", c_uint8 * 3),
+        ("plan", c_uint64),
+        ("agents", POINTER(c_char_p)),
+        ("agents_len", c_size_t),
+        ("groups", c_void_p),
+        ("groups_len", c_size_t),
+        ("tokens", c_uint64),
+        ("notification", c_void_p),
+        ("notification_len", c_size_t),
+        ("deadline_ms", c_uint64),
+    ]
+
+
+class kvf_completion(Structure):
+    _fields_ = [
+        ("ticket", c_uint64),
+        ("status", c_int32),
+        ("not_notified", c_uint32),
+        ("submitted_ns", c_uint64),
+        ("planned_ns", c_uint64),
+        ("posted_ns", c_uint64),
+        ("finished_ns", c_uint64),
+        ("bytes", c_uint64),
+        ("total_bytes", c_uint64),
+        ("descriptors_before", c_uint64),
+        ("descriptors", c_uint64),
+        ("slices", c_uint64),
+        ("reserved", c_uint64 * 4),
+        ("message", c_char * 256),
+        ("backend", c_char * 32),
+    ]
+
+
+class kvf_queue_stats(Structure):
+    _fields_ = [
+        ("submitted", c_uint64),
+        ("succeeded", c_uint64),
+        ("failed", c_uint64),
+        ("refused", c_uint64),
+        ("running", c_uint64),
+        ("unpolled", c_uint64),
+        ("bytes", c_uint64),
+        ("descriptors_before", c_uint64),
+        ("descriptors", c_uint64),
+        ("slices", c_uint64),
+        ("thread_cpu_ns", c_uint64),
+        ("reserved", c_uint64 * 5),
+    ]
+
+
 #: Handles: one 64-bit integer each, see the top of this file.
-HANDLES = ("kvf_agent", "kvf_desc_list", "kvf_transfer", "kvf_side_channel")
+HANDLES = (
+    "kvf_agent",
+    "kvf_desc_list",
+    "kvf_transfer",
+    "kvf_side_channel",
+    "kvf_layout",
+    "kvf_plan",
+    "kvf_queue",
+)
 
 kvf_log_fn = CFUNCTYPE(None, c_void_p, c_int32, c_char_p, c_char_p)
 kvf_free_fn = CFUNCTYPE(None, c_void_p)
@@ -326,6 +720,43 @@ FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "kvf_transfer_telemetry_get": (c_int32, (_HANDLE, POINTER(kvf_transfer_telemetry))),
     "kvf_transfer_cost_estimate": (c_int32, (_HANDLE, POINTER(kvf_transfer_cost))),
     "kvf_transfer_backend": (c_int32, (_HANDLE, POINTER(kvf_buffer))),
+    "kvf_layout_create": (c_int32, (POINTER(kvf_layout_options), POINTER(_HANDLE))),
+    "kvf_layout_destroy": (c_int32, (_HANDLE,)),
+    "kvf_layout_encode": (c_int32, (_HANDLE, POINTER(kvf_buffer))),
+    "kvf_layout_decode": (c_int32, (_BYTES, c_size_t, POINTER(_HANDLE))),
+    "kvf_layout_describe": (c_int32, (_HANDLE, c_uint32, POINTER(kvf_buffer))),
+    "kvf_layout_tables_get": (c_int32, (_HANDLE, POINTER(kvf_layout_tables))),
+    "kvf_layout_tables_free": (None, (POINTER(kvf_layout_tables),)),
+    "kvf_layout_shard": (
+        c_int32,
+        (c_uint32, c_uint32, c_uint32, POINTER(c_uint32), POINTER(c_uint32)),
+    ),
+    "kvf_plan_build": (
+        c_int32,
+        (_HANDLE, _ARRAY, c_size_t, POINTER(kvf_plan_options), POINTER(_HANDLE)),
+    ),
+    "kvf_plan_create": (c_int32, (POINTER(kvf_plan_custom), POINTER(_HANDLE))),
+    "kvf_plan_destroy": (c_int32, (_HANDLE,)),
+    "kvf_plan_describe": (c_int32, (_HANDLE, c_uint32, POINTER(kvf_buffer))),
+    "kvf_plan_tables_get": (c_int32, (_HANDLE, POINTER(kvf_plan_tables))),
+    "kvf_plan_tables_free": (None, (POINTER(kvf_plan_tables),)),
+    "kvf_plan_expand": (
+        c_int32,
+        (
+            _HANDLE, _ARRAY, c_size_t, c_uint64, _ARRAY, POINTER(kvf_expand_stats),
+            POINTER(kvf_range_list),
+        ),
+    ),
+    "kvf_range_list_free": (None, (POINTER(kvf_range_list),)),
+    "kvf_queue_create": (c_int32, (_HANDLE, POINTER(kvf_queue_options), POINTER(_HANDLE))),
+    # By address: made by hand, see kvferry/queue.py.
+    "kvf_queue_submit": (c_int32, (_HANDLE, c_void_p, POINTER(c_uint64))),
+    "kvf_queue_poll": (c_int32, (_HANDLE, _ARRAY, c_size_t, POINTER(c_size_t))),
+    "kvf_queue_wait": (c_int32, (_HANDLE, c_uint64, POINTER(c_uint8))),
+    "kvf_queue_cancel": (c_int32, (_HANDLE, c_uint64)),
+    "kvf_queue_stats_get": (c_int32, (_HANDLE, POINTER(kvf_queue_stats))),
+    "kvf_queue_event_fd": (c_int32, (_HANDLE, POINTER(c_int))),
+    "kvf_queue_destroy": (c_int32, (_HANDLE, c_uint64)),
     "kvf_side_channel_listen": (
         c_int32,
         (POINTER(kvf_side_channel_options), _BYTES, c_size_t, POINTER(_HANDLE)),
@@ -338,6 +769,7 @@ FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
         c_int32,
         (c_char_p, c_char_p, c_uint16, c_uint64, c_uint64, POINTER(kvf_buffer)),
     ),
+    "kvf_nixl_probe": (c_int32, (c_char_p, POINTER(kvf_buffer))),
 }
 
 
