@@ -38,6 +38,31 @@ pub(crate) fn spawn<T: Send + 'static>(
     // SAFETY: `before` was filled in above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()) };
     thread.map_err(|e| {
-        Error::new(Status::ResourceExhausted, format!("cannot start the thread {name}: {e}"))
+        Error::new(
+            Status::ResourceExhausted,
+            format!("cannot start the thread {name}: {e}"),
+        )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_leave_the_signals_to_the_host() {
+        let mask = spawn("kvf-test", || {
+            // SAFETY: a null new set only reads the mask into the zeroed, live `now`.
+            unsafe {
+                let mut now: libc::sigset_t = std::mem::zeroed();
+                libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::null(), &mut now);
+                [libc::SIGTERM, libc::SIGCHLD, libc::SIGSEGV, libc::SIGPROF]
+                    .map(|s| libc::sigismember(&now, s))
+            }
+        })
+        .unwrap()
+        .join()
+        .unwrap();
+        assert_eq!(mask, [1, 1, 0, 0]);
+    }
 }

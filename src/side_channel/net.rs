@@ -7,10 +7,10 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result, Status, bail};
+use crate::threads::spawn;
 
 /// A point in time and how long it was away when it was set, for messages.
 #[derive(Clone, Copy, Debug)]
@@ -118,46 +118,6 @@ impl Waker {
     pub(super) fn fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
-}
-
-/// Starts a thread that takes no signals meant for the process: the host program's handlers keep
-/// running on the host program's threads.
-pub(super) fn spawn<T: Send + 'static>(
-    name: &str,
-    body: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>> {
-    // What a thread does to itself is left unblocked (blocking it would turn a fault handler into
-    // a bare kill), and so is the profilers' timer.
-    const KEEP: [libc::c_int; 7] = [
-        libc::SIGSEGV,
-        libc::SIGBUS,
-        libc::SIGFPE,
-        libc::SIGILL,
-        libc::SIGTRAP,
-        libc::SIGSYS,
-        libc::SIGPROF,
-    ];
-    // SAFETY: sigset_t is plain data for which all zeroes is a valid (empty) value on Linux.
-    let (mut blocked, mut before): (libc::sigset_t, libc::sigset_t) =
-        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-    // SAFETY: both sets live on this stack for the whole of the calls; only this thread's mask is
-    // changed, and it is restored below. The new thread inherits the mask of its maker.
-    unsafe {
-        libc::sigfillset(&mut blocked);
-        for signal in KEEP {
-            libc::sigdelset(&mut blocked, signal);
-        }
-        libc::pthread_sigmask(libc::SIG_SETMASK, &blocked, &mut before);
-    }
-    let thread = thread::Builder::new().name(name.to_owned()).spawn(body);
-    // SAFETY: `before` was filled in above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()) };
-    thread.map_err(|e| {
-        Error::new(
-            Status::ResourceExhausted,
-            format!("side channel: cannot start the thread {name}: {e}"),
-        )
-    })
 }
 
 /// How many name look-ups may hang at once. Each holds a thread until the resolver gives up.
@@ -283,22 +243,5 @@ mod tests {
         waker.clear();
         assert!(!readable());
         waker.clear();
-    }
-
-    #[test]
-    fn threads_leave_the_signals_to_the_host() {
-        let mask = spawn("kvf-test", || {
-            // SAFETY: a null new set only reads the mask into the zeroed, live `now`.
-            unsafe {
-                let mut now: libc::sigset_t = std::mem::zeroed();
-                libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::null(), &mut now);
-                [libc::SIGTERM, libc::SIGCHLD, libc::SIGSEGV, libc::SIGPROF]
-                    .map(|s| libc::sigismember(&now, s))
-            }
-        })
-        .unwrap()
-        .join()
-        .unwrap();
-        assert_eq!(mask, [1, 1, 0, 0]);
     }
 }

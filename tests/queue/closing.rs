@@ -21,6 +21,14 @@ fn readable(fd: RawFd, limit: Duration) -> bool {
     n == 1 && poll.revents & libc::POLLIN != 0
 }
 
+/// Waits for a completion that never comes, and is told so at once.
+#[track_caller]
+fn let_go(queue: &Queue) {
+    let begin = Instant::now();
+    assert!(!queue.wait(LIMIT));
+    assert!(begin.elapsed() < LIMIT, "waited for nothing");
+}
+
 #[test]
 fn the_descriptor_is_readable_exactly_while_there_are_completions() {
     let world = World::new("test", Shape::default());
@@ -77,8 +85,9 @@ fn closing_with_time_carries_out_what_was_accepted() {
         .collect();
     queue.close(LIMIT).unwrap();
     let done = queue.poll(100);
-    let order: Vec<Ticket> = done.iter().map(|d| d.ticket).collect();
-    assert_eq!(order, tickets);
+    let mut ended: Vec<Ticket> = done.iter().map(|d| d.ticket).collect();
+    ended.sort_unstable();
+    assert_eq!(ended, tickets);
     assert!(done.iter().all(|d| d.result.is_ok()), "{done:?}");
     same("the sink", &world.mine.read(), &want);
 }
@@ -130,7 +139,7 @@ fn a_transfer_that_cannot_be_stopped_is_abandoned_within_the_bound() {
     let done = queue.poll(100);
     assert_eq!(done.len(), 1, "the stuck one never completes");
     assert_eq!(done[0].ticket, canary);
-    assert!(!queue.wait(Duration::MAX), "and nobody waits for it");
+    let_go(&queue);
     same("the sink", &world.mine.read(), &before);
     // Its place is never free again; that is not what a caller must be told.
     for _ in 0..3 {
@@ -148,16 +157,19 @@ fn a_transfer_that_cannot_be_stopped_is_abandoned_within_the_bound() {
 #[test]
 fn closing_waits_at_least_a_little_for_cancelled_transfers() {
     let world = World::new("test", Shape::default());
-    script(&world.sink, &[("hold", "1"), ("stubborn", "1")]);
+    script(&world.sink, &[("delay_us", "50000"), ("stubborn", "1")]);
     let queue = world.queue(QueueOptions::default());
+    let want = world.expected(&world.mine.read(), &[1], &[1], 2);
     world.send(&queue, &[1], &[1]);
-    eventually("both posts", || told(&world.sink, "flying") == 2);
-    std::thread::scope(|scope| {
-        let closing = scope.spawn(|| queue.close(Duration::ZERO));
-        script(&world.sink, &[("hold", "0")]);
-        closing.join().unwrap().unwrap();
-    });
-    failed(next(&queue), Status::Canceled, &["closed"]);
+    eventually("both posts", || told(&world.sink, "posts") == 2);
+    // No time to drain, but the transfers cannot be stopped and need 50 ms.
+    queue.close(Duration::ZERO).unwrap();
+    let done = next(&queue);
+    same("the sink", &world.mine.read(), &want);
+    // On a machine so busy that closing came late they were through before.
+    if done.result.is_err() {
+        failed(done, Status::Canceled, &["closed"]);
+    }
 }
 
 #[test]
@@ -184,7 +196,7 @@ fn what_works_on_a_closed_queue() {
     );
     let done = queue.poll(10).remove(0);
     assert_eq!((done.ticket, status(&done)), (ticket, Status::Ok));
-    assert!(!queue.wait(Duration::MAX), "none can come any more");
+    let_go(&queue);
     assert!(!readable(queue.event_fd(), Duration::ZERO));
 }
 
@@ -193,9 +205,8 @@ fn whoever_waits_when_the_queue_is_closed_is_let_go() {
     let world = World::new("test", Shape::default());
     let queue = world.queue(QueueOptions::default());
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| queue.wait(Duration::MAX));
+        scope.spawn(|| let_go(&queue));
         queue.close(Duration::ZERO).unwrap();
-        assert!(!waiting.join().unwrap());
     });
 }
 
@@ -208,8 +219,9 @@ fn what_is_accepted_while_another_thread_closes_completes() {
             let submitting: Vec<_> = (0..3)
                 .map(|_| {
                     scope.spawn(|| {
-                        let mut accepted = 0;
+                        let (begin, mut accepted) = (Instant::now(), 0);
                         loop {
+                            assert!(begin.elapsed() < LIMIT, "the queue never closes");
                             match world.submit(&queue, (&[1], &[1]), |_| {}) {
                                 Ok(_) => accepted += 1,
                                 Err(e) if e.status() == Status::InvalidState => return accepted,

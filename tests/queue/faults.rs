@@ -4,7 +4,7 @@
 //! `stubborn` is set a cancelled transfer still lands, as NIXL's do. What must *not* happen is shown
 //! with a canary: see [`World::send_canary`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvferry::error::Status;
 use kvferry::plan::{Direction, PeerRole};
@@ -287,7 +287,9 @@ fn a_deadline_that_passes_while_bytes_move_and_others_go_on() {
     let done = next(&queue);
     assert_eq!(done.ticket, late);
     assert!(done.record.finished_ns >= 30_000_000, "not before its time");
-    failed(done, Status::Timeout, &["30 ms", "0 of 256 bytes"]);
+    let begun = done.record.planned_ns > 0;
+    let how_far = if begun { "0 of 256 bytes" } else { "before" };
+    failed(done, Status::Timeout, &["30 ms", how_far]);
     same("the sink", &world.mine.read(), &before);
     nobody_heard(&world);
     script(&world.sink, &[("hold", "0")]);
@@ -301,12 +303,24 @@ fn a_deadline_that_passes_while_nothing_can_be_stopped() {
     script(&world.sink, &[("hold", "1"), ("stubborn", "1")]);
     let queue = world.queue(QueueOptions::default());
     let want = world.expected(&world.mine.read(), &[1, 3], &[6, 8], 2);
-    let limit = Duration::from_millis(1);
-    world
-        .submit(&queue, (&[1, 3], &[6, 8]), within(limit))
-        .unwrap();
-    eventually("both posts", || told(&world.sink, "flying") == 2);
-    std::thread::sleep(limit); // The deadline has passed whatever the thread did meanwhile.
+    let mut limit = Duration::from_millis(10);
+    loop {
+        let begin = Instant::now();
+        let blocks: (&[u32], &[u32]) = (&[1, 3], &[6, 8]);
+        world.submit(&queue, blocks, within(limit)).unwrap();
+        eventually("both posts", || {
+            told(&world.sink, "flying") == 2 || begin.elapsed() > limit
+        });
+        std::thread::sleep(limit.saturating_sub(begin.elapsed()));
+        if told(&world.sink, "flying") == 2 {
+            break;
+        }
+        // The machine is so busy that the time was over before. Once more, with more of it.
+        script(&world.sink, &[("hold", "0")]);
+        next(&queue);
+        script(&world.sink, &[("hold", "1")]);
+        limit *= 2;
+    }
     assert!(
         world.until_canary(&queue).is_empty(),
         "bytes may still land"
@@ -373,16 +387,17 @@ fn the_agent_destroyed_under_its_queue() {
         }
         let queue = world.queue(fine());
         let before = world.mine.read();
-        let tickets: Vec<Ticket> = (0..3)
+        let mut tickets: Vec<Ticket> = (0..3)
             .map(|_| world.send(&queue, &[1, 3], &[6, 8]))
             .collect();
         if transport == "test" {
             eventually("posts", || told(&world.sink, "posts") == 12);
         }
         world.sink.close().unwrap();
-        for ticket in tickets {
+        while !tickets.is_empty() {
             let done = next(&queue);
-            assert_eq!(done.ticket, ticket);
+            let at = tickets.iter().position(|t| *t == done.ticket);
+            tickets.remove(at.expect("one completion each"));
             match transport {
                 "test" => failed(done, Status::Canceled, &["destroyed"]),
                 // It may have been through before.

@@ -109,7 +109,7 @@ impl TcpSideChannel {
             running: AtomicBool::new(true),
         });
         let server = server::Server::new(listener, address, shared.clone(), options);
-        let thread = net::spawn("kvf-side-tcp", move || server.run())?;
+        let thread = crate::threads::spawn("kvf-side-tcp", move || server.run())?;
         if !address.ip().to_canonical().is_loopback() {
             log::warn!(
                 "the side channel listens on {address}, which is not loopback: \

@@ -264,7 +264,7 @@ impl Copiers {
         let mut threads = lock(&self.threads);
         for i in 0..self.helpers {
             let hall = self.hall.clone();
-            match super::spawn(&format!("kvf-copy-{}", i + 1), move || hall.attend()) {
+            match crate::threads::spawn(&format!("kvf-copy-{}", i + 1), move || hall.attend()) {
                 Ok(thread) => threads.push(thread),
                 Err(e) => {
                     log::warn!("local transport: copying with fewer threads than asked for: {e}");

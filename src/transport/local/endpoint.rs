@@ -99,7 +99,7 @@ impl Endpoint {
         let mut thread = None;
         if threaded {
             let state = state.clone();
-            thread = Some(super::spawn("kvf-local", move || state.serve()).map_err(failed)?);
+            thread = Some(crate::threads::spawn("kvf-local", move || state.serve())?);
         }
         Process::current().announce(&state.presence);
         let core = Core {

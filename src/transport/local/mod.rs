@@ -43,9 +43,7 @@
 //! fork the child cannot use the parent's agents: calls answer
 //! [`crate::error::Status::InvalidState`], dropping them is harmless.
 
-use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use super::{AgentOptions, Transport};
 use crate::error::Result;
@@ -114,31 +112,4 @@ pub fn count_frames(bytes: &[u8]) -> usize {
         count += 1;
     }
     count
-}
-
-/// Starts a thread that leaves the host's signals to the host's threads.
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-    // SAFETY: sigset_t is plain old data, for which zero is a value; all calls get live sets. Signals
-    // that a thread raises by what it does itself (a fault in mapped memory) stay deliverable.
-    unsafe {
-        let mut wanted: libc::sigset_t = std::mem::zeroed();
-        let mut before: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut wanted);
-        for own in [
-            libc::SIGSEGV,
-            libc::SIGBUS,
-            libc::SIGFPE,
-            libc::SIGILL,
-            libc::SIGTRAP,
-        ] {
-            libc::sigdelset(&raw mut wanted, own);
-        }
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const wanted, &raw mut before);
-        // The new thread inherits the mask.
-        let thread = std::thread::Builder::new()
-            .name(name.to_string())
-            .spawn(work);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
-        thread
-    }
 }

@@ -1,0 +1,1 @@
+"""What ``python -m kvferry explain`` is made of: facts from the library, told as text and as SVG."""
