@@ -264,7 +264,7 @@ pub unsafe extern "C" fn kvf_queue_poll(
     })
 }
 
-/// Blocks until there is a completion to poll, or the time is over.
+/// Blocks until there is a completion to poll, the queue has ended, or the time is over.
 ///
 /// @param ready  Receives 1 if there is one, 0 if not. Any thread.
 #[unsafe(no_mangle)]
