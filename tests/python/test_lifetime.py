@@ -137,8 +137,8 @@ PROGRAMS = {
                 while True:
                     a.notifications()
                     make()
-            except (kvferry.errors.InvalidHandleError, kvferry.errors.InvalidStateError):
-                pass  # agents end before the interpreter does
+            except kvferry.Error:
+                pass  # agents end before the interpreter does, the peer first
         threading.Thread(target=poll, daemon=True).start()
         time.sleep(0.1)
     """,

@@ -258,9 +258,11 @@ class nixl_agent:
             "READ": nixlBind.nixl_xfer_op_t.NIXL_READ,
         }
         self._op_codes = {name: op.value for name, op in self.nixl_ops.items()}
-        # One object in all of numpy, if it is there: being it stands for a dozen checks.
+        # The usual kind of indices, if numpy is there. There is one int32 in it: being that object
+        # stands for a dozen checks.
         numpy = sys.modules.get("numpy")
-        self._int32 = numpy.dtype("int32") if numpy else object()
+        self._ndarray = numpy.ndarray if numpy else None
+        self._int32 = numpy.dtype("int32") if numpy else None
         self._side_channel: _side_channel.SideChannel | None = None
         self.plugin_list = self.agent.getAvailPlugins()
         if not self.plugin_list:
@@ -415,15 +417,18 @@ class nixl_agent:
         op = self._op_codes[operation]
         agent = self.agent
         # The usual kind of indices here and at once, all others by a call.
-        int32 = self._int32
-        if getattr(local_indices, "dtype", None) is int32 and local_indices.ndim == 1:
-            left = local_indices.tobytes()
+        ndarray, int32 = self._ndarray, self._int32
+        if (
+            type(local_indices) is ndarray
+            and type(remote_indices) is ndarray
+            and local_indices.dtype is int32
+            and remote_indices.dtype is int32
+            and local_indices.ndim == 1
+            and remote_indices.ndim == 1
+        ):
+            left, right = local_indices.tobytes(), remote_indices.tobytes()
         else:
-            left = _indices(local_indices)
-        if getattr(remote_indices, "dtype", None) is int32 and remote_indices.ndim == 1:
-            right = remote_indices.tobytes()
-        else:
-            right = _indices(remote_indices)
+            left, right = _indices(local_indices), _indices(remote_indices)
         options = None
         if notif_msg is not _EMPTY or backends or skip_desc_merge:
             options = agent.options(notif_msg, self._handles(backends), skip_desc_merge)
