@@ -5,6 +5,9 @@
 //   kvferry::agent         one rank's endpoint                       kvferry/agent.hpp
 //   kvferry::desc_list     ranges prepared for picking by index      kvferry/transfer.hpp
 //   kvferry::transfer      one transfer: post, wait, cancel          kvferry/transfer.hpp
+//   kvferry::layout        how one rank's KV cache lies in memory    kvferry/layout.hpp
+//   kvferry::plan          who copies which bytes from whom          kvferry/plan.hpp
+//   kvferry::queue         transfers in the background               kvferry/queue.hpp
 //   kvferry::side_channel  hands metadata to peers                   kvferry/side_channel.hpp
 //
 // OWNERSHIP  Each object owns one handle, can be moved and not copied, and ends what it owns in its
@@ -29,7 +32,10 @@
 #define KVFERRY_HPP
 
 #include "kvferry/agent.hpp"
+#include "kvferry/layout.hpp"
 #include "kvferry/library.hpp"
+#include "kvferry/plan.hpp"
+#include "kvferry/queue.hpp"
 #include "kvferry/result.hpp"
 #include "kvferry/side_channel.hpp"
 #include "kvferry/transfer.hpp"
