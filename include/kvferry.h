@@ -2000,7 +2000,7 @@ kvf_status kvf_queue_poll(kvf_queue queue,
                           size_t *len);
 
 /**
- * Blocks until there is a completion to poll, or the time is over.
+ * Blocks until there is a completion to poll, the queue has ended, or the time is over.
  *
  * @param ready  Receives 1 if there is one, 0 if not. Any thread.
  */
