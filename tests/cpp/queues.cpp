@@ -1,5 +1,5 @@
-// kvferry.hpp in the style that throws: layouts, plans and queues. Two prefill ranks feed one decode
-// rank, and one pushes; what every byte holds is known from its name. argv[1]: transport.
+// kvferry.hpp in the style that throws: layouts, plans and queues. Two prefill ranks feed one
+// decode rank, and one pushes; what every byte holds is known from its name. argv[1]: transport.
 #include <poll.h>
 
 #include <algorithm>
@@ -97,7 +97,8 @@ struct rank {
     for (std::size_t i = 0; i < local.size(); i++) from[local[i]] = remote[i];
     each([&](std::uint8_t& byte, std::size_t, std::size_t block, std::size_t head, auto value) {
       const auto source = from.find(block);
-      const bool here = source != from.end() && head >= moved.first && head - moved.first < moved.count;
+      const bool here =
+          source != from.end() && head >= moved.first && head - moved.first < moved.count;
       CHECK(byte == (here ? value(source->second) : nobody));
     });
   }
@@ -105,7 +106,8 @@ struct rank {
  private:
   static std::uint8_t value(std::size_t layer, std::size_t block, std::size_t kv, std::size_t head,
                             std::size_t i) {
-    const auto v = known(3, (((layer * blocks + block) * 2 + kv) * all_heads + head) * tokens * cell + i);
+    const auto slab = ((layer * blocks + block) * 2 + kv) * all_heads + head;
+    const auto v = known(3, slab * tokens * cell + i);
     return v == nobody ? std::uint8_t{0x11} : v;
   }
 
@@ -336,7 +338,8 @@ void layouts(const rank& decode) {
   CHECK(regions[1].page_len == (32 + 8 + 8) * 3 * 2 + 4 * 128 && regions[1].page_stride == 4096);
   CHECK(regions[1].mem_kind == KVF_MEM_VRAM && regions[1].device == 3);
 
-  const auto bad = thrown([&] { kvferry::layout_builder(0, 3).add(full()).add(dense({})).build(); });
+  const auto bad =
+      thrown([&] { kvferry::layout_builder(0, 3).add(full()).add(dense({})).build(); });
   CHECK(bad.status == kvferry::status::invalid_argument);
   CHECK(thrown([] { kvferry::layout::decode("nothing of the kind"); }).status ==
         kvferry::status::peer_incompatible);
