@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <iterator>
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,7 +16,7 @@
 
 namespace kvferry {
 
-// How a queue works; see kvf_queue_options. Zero is the library's default.
+// See kvf_queue_options; zero is the library's default.
 struct queue_options {
   std::uint32_t capacity = 0;
   std::uint64_t slice_bytes = 0;
@@ -25,145 +24,145 @@ struct queue_options {
   std::uint32_t slices_in_flight = 0;
 };
 
-// A request to hand over; see kvf_submission. What it points to is borrowed for the call.
-struct submission {
-  // For each peer of the plan the name of its agent; empty will do for peers that are idle.
-  names agents;
-  // Block ids, one entry for each group of the plan.
-  std::vector<group_blocks> groups;
-  // Tokens of the request that the producer holds; 0 is "not stated".
+struct submit_options {
+  // Tokens of the request that the producer holds, from the first one; 0 is "not stated".
   std::uint64_t tokens = 0;
   // Sent to each peer that is not idle when all bytes are in; may be empty bytes.
-  std::optional<std::string> notification = std::nullopt;
-  // After which the request fails; 0 is no limit.
-  std::chrono::milliseconds deadline{0};
+  std::optional<std::string> notification;
+  // How long the request may take.
+  std::optional<std::chrono::milliseconds> deadline;
 };
 
-// What became of a request: the fields of kvf_completion, and the failure if it is one. Either way
-// the request's blocks are the caller's again.
-struct completion : kvf_completion {
-  // Whether every byte is in place.
-  bool ok() const noexcept { return status == KVF_OK; }
-  // How it ended, if it did not end well.
-  failure error() const { return {static_cast<kvferry::status>(status), message}; }
-};
-
+// What became of a request, with its figures; see kvf_completion. Its blocks are the caller's
+// again.
+using completion = kvf_completion;
 using queue_stats = kvf_queue_stats;
 
+// How a request ended: success, or the failure.
+inline result<void> outcome(const completion& c) {
+  if (c.status == KVF_OK) return {};
+  return failure{static_cast<status>(c.status), c.message};
+}
+
 namespace detail {
-// What is under way is cancelled, and waited for briefly.
 inline void end_queue(kvf_queue queue) { (void)kvf_queue_destroy(queue, 0); }
 }  // namespace detail
 
-// A background thread that runs transfers of one agent; destroy it before the agent. Its destructor
-// cancels what is still under way; close() can carry it out.
+// A background thread that runs transfers of one agent. submit() and poll() never block.
+//
+// Its destructor cancels what is under way and waits for it, a tenth of a second at most; close()
+// gives it time, and says whether that was enough. Destroy the queue before its agent: declared
+// after it, that is so.
 class queue {
  public:
   queue() noexcept = default;
   // Takes over a handle of C.
   explicit queue(kvf_queue handle) noexcept : handle_(handle) {}
 
-  static result<queue> try_create(const agent& agent, const queue_options& options = {}) {
+  static result<queue> try_create(const agent& owner, const queue_options& options = {}) {
     kvf_queue_options o = kvf_queue_options_default();
     o.capacity = options.capacity;
     o.slice_bytes = options.slice_bytes;
     o.slice_descriptors = options.slice_descriptors;
     o.slices_in_flight = options.slices_in_flight;
-    kvf_queue handle{0};
-    const kvf_status s = kvf_queue_create(agent.handle(), &o, &handle);
+    kvf_queue made{0};
+    const kvf_status s = kvf_queue_create(owner.handle(), &o, &made);
     if (s != KVF_OK) return detail::last(s);
-    return queue(handle);
+    return queue(made);
   }
 
   kvf_queue handle() const noexcept { return handle_.get(); }
 
-  // Hands a request over and returns its ticket at once. Status busy: poll, then repeat.
-  result<std::uint64_t> try_submit(const plan& plan, const submission& request) {
-    const detail::c_names agents(request.agents);
-    const auto groups = detail::c_groups(request.groups);
-    kvf_submission c = kvf_submission_default();
-    c.plan = plan.handle();
-    c.agents = agents.data();
-    c.agents_len = agents.size();
-    c.groups = groups.data();
-    c.groups_len = groups.size();
-    c.tokens = request.tokens;
-    if (request.notification) {
-      const byte_view n = *request.notification;
-      c.has_notification = 1;
-      c.notification = n.data();
-      c.notification_len = n.size();
+  // Hands a request over and returns its ticket. `agents` are the names of the plan's peers, as
+  // add_remote() gave them. Status busy if the queue is full: poll, then repeat.
+  result<std::uint64_t> try_submit(const plan& what, const names& agents,
+                                   span<const group_blocks> blocks,
+                                   const submit_options& options = {}) {
+    const detail::c_names peers(agents);
+    const auto groups = detail::c_blocks(blocks);
+    kvf_submission s = kvf_submission_default();
+    s.plan = what.handle();
+    s.agents = peers.data();
+    s.agents_len = peers.size();
+    s.groups = groups.data();
+    s.groups_len = groups.size();
+    s.tokens = options.tokens;
+    if (options.notification) {
+      s.has_notification = 1;
+      s.notification = reinterpret_cast<const std::uint8_t*>(options.notification->data());
+      s.notification_len = options.notification->size();
     }
-    c.deadline_ms = detail::ticks<std::uint64_t>(request.deadline);
+    // To C, 0 is no limit; here it is one that is over.
+    if (options.deadline)
+      s.deadline_ms =
+          std::max<std::uint64_t>(detail::ticks<std::uint64_t>(*options.deadline), 1);
     std::uint64_t ticket = 0;
-    const kvf_status s = kvf_queue_submit(handle(), &c, &ticket);
-    if (s != KVF_OK) return detail::last(s);
+    const kvf_status status = kvf_queue_submit(handle(), &s, &ticket);
+    if (status != KVF_OK) return detail::last(status);
     return ticket;
   }
 
-  // Takes up to `max` completions, oldest first. Never blocks.
-  result<std::vector<completion>> try_poll(std::size_t max = 64) {
-    std::vector<completion> taken;
-    kvf_completion room[16];
-    while (taken.size() < max) {
-      const std::size_t wanted = std::min(max - taken.size(), std::size(room));
-      std::size_t n = 0;
-      const kvf_status s = kvf_queue_poll(handle(), room, wanted, &n);
-      if (s != KVF_OK) return detail::last(s);
-      for (std::size_t i = 0; i < n; i++) taken.push_back(completion{room[i]});
-      if (n < wanted) break;
-    }
-    return taken;
+  // Takes completions, oldest first, into `room`; how many. Allocates nothing.
+  result<std::size_t> try_poll(span<completion> room) {
+    std::size_t len = 0;
+    const kvf_status s = kvf_queue_poll(handle(), room.data(), room.size(), &len);
+    if (s != KVF_OK) return detail::last(s);
+    return len;
   }
-
-  // Blocks until there is a completion to poll: true; false when the time is over.
-  result<bool> try_wait(std::chrono::milliseconds limit) const {
+  // Takes one completion, if there is one.
+  result<std::optional<completion>> try_poll() {
+    completion one{};
+    const auto taken = try_poll(span<completion>(&one, 1));
+    if (!taken) return taken.error();
+    return *taken == 1 ? std::optional(one) : std::nullopt;
+  }
+  // Blocks until there is a completion to poll, or the time is over; whether there is one.
+  result<bool> try_wait(std::chrono::milliseconds limit) {
     std::uint8_t ready = 0;
-    const kvf_status s = kvf_queue_wait(handle(), detail::ticks<std::uint64_t>(limit), &ready);
+    const kvf_status s =
+        kvf_queue_wait(handle(), detail::ticks<std::uint64_t>(limit), &ready);
     if (s != KVF_OK) return detail::last(s);
     return ready != 0;
   }
-
-  // Asks a request to stop; it completes when it has come to rest.
+  // Asks a request to stop; it completes once it has come to rest.
   result<void> try_cancel(std::uint64_t ticket) {
     return detail::done(kvf_queue_cancel(handle(), ticket));
   }
-
   result<queue_stats> try_stats() const {
     queue_stats stats{};
     const kvf_status s = kvf_queue_stats_get(handle(), &stats);
     if (s != KVF_OK) return detail::last(s);
     return stats;
   }
-
-  // Readable while there are completions to poll. It belongs to the queue.
+  // Readable while there are completions to poll. Belongs to the queue: do not read or close it.
   result<int> try_event_fd() const {
     int fd = -1;
     const kvf_status s = kvf_queue_event_fd(handle(), &fd);
     if (s != KVF_OK) return detail::last(s);
     return fd;
   }
-
-  // Ends it now: carries requests out for up to `drain`, then cancels what is left. Status timeout
-  // if something was still moving at the end.
-  result<void> try_close(std::chrono::milliseconds drain = std::chrono::milliseconds(0)) {
-    return detail::done(kvf_queue_destroy(handle_.take(), detail::ticks<std::uint64_t>(drain)));
+  // Ends it now, in either case. What it has accepted is carried out for up to `drain`, then
+  // cancelled. Status timeout if something was still moving after that: the memory must stay until
+  // the agent has ended.
+  result<void> try_close(std::chrono::milliseconds drain = {}) {
+    return detail::done(
+        kvf_queue_destroy(handle_.take(), detail::ticks<std::uint64_t>(drain)));
   }
 
 #if KVFERRY_EXCEPTIONS
-  explicit queue(const agent& agent, const queue_options& options = {})
-      : queue(try_create(agent, options).value()) {}
-  std::uint64_t submit(const plan& plan, const submission& request) {
-    return try_submit(plan, request).value();
+  explicit queue(const agent& owner, const queue_options& options = {})
+      : queue(try_create(owner, options).value()) {}
+  std::uint64_t submit(const plan& what, const names& agents, span<const group_blocks> blocks,
+                       const submit_options& options = {}) {
+    return try_submit(what, agents, blocks, options).value();
   }
-  std::vector<completion> poll(std::size_t max = 64) { return try_poll(max).value(); }
-  bool wait(std::chrono::milliseconds limit) const { return try_wait(limit).value(); }
+  std::size_t poll(span<completion> room) { return try_poll(room).value(); }
+  std::optional<completion> poll() { return try_poll().value(); }
+  bool wait(std::chrono::milliseconds limit) { return try_wait(limit).value(); }
   void cancel(std::uint64_t ticket) { try_cancel(ticket).value(); }
   queue_stats stats() const { return try_stats().value(); }
   int event_fd() const { return try_event_fd().value(); }
-  void close(std::chrono::milliseconds drain = std::chrono::milliseconds(0)) {
-    try_close(drain).value();
-  }
+  void close(std::chrono::milliseconds drain = {}) { try_close(drain).value(); }
 #endif
 
  private:
