@@ -33,7 +33,8 @@ LEGEND = """\
   first pull     from two lists of block numbers to bytes in their places; makes the connection too.
   again          the median of 5 more; speed is of these.
   engine thread  what one of them takes of the model's own thread in one rank: a submit, and a poll
-                 between decode steps of 10 ms. The rest is done by the queue's thread.
+                 between decode steps of 10 ms. The rest is done by the queue's thread. In Python, and
+                 each call cold after a sleep; docs/benchmarks.md has them warm and without Python.
   looked at      is the whole memory of the decode ranks after the first pull: what was asked for must
                  be the peer's, and all else as it was."""
 
