@@ -1,6 +1,6 @@
 """How many descriptors are left after merging, on block ids from vLLM's own BlockPool under churn.
 
-    PYTHONPATH=bindings/python VLLM_PYTHON benches/merge_trace.py        (by hand: needs vLLM 0.32)
+    PYTHONPATH=bindings/python VLLM_PYTHON benches/vllm/merge_trace.py        (by hand: needs vLLM 0.32)
 
 Two pools, a producer's and a consumer's, as vLLM's block pool hands ids out and takes them back (freed
 last block first, as its KV cache manager does). The schedule is simulated, with a fixed seed: prompts
