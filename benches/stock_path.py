@@ -34,7 +34,7 @@ import time
 os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
 REGIONS, PAGES, PAGE, WINDOW = 160, 40_960, 8192, 256 << 20
 ROW = PAGES * PAGE
-SHAPES = {118: 7, 512: 4, 2048: 2}  # blocks → requests in a round
+SHAPES = {118: 5, 512: 3, 2048: 2}  # blocks → requests in a round
 SIDES = ("stock", "nixl", "local")
 PAUSE = 1e-3
 
@@ -60,6 +60,18 @@ def resident() -> int:
     """Bytes of memory of this process's own (the window is shared and not counted)."""
     with open("/proc/self/status") as f:
         return next(int(x.split()[1]) for x in f if x.startswith("RssAnon")) * 1024
+
+
+def forget_peak() -> int:
+    """Resident bytes now; :func:`peak` counts from here."""
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")
+    return peak()
+
+
+def peak() -> int:
+    with open("/proc/self/status") as f:
+        return next(int(x.split()[1]) for x in f if x.startswith("VmHWM")) * 1024
 
 
 def ids(blocks: int, scattered: bool) -> tuple[list[int], list[int]]:
@@ -98,11 +110,6 @@ class Stock:
         descs = self.agent.get_xfer_descs(self.src, "DRAM")
         self.local = self.agent.prep_xfer_dlist("NIXL_INIT_AGENT", descs)
 
-    def meet(self, metadata: bytes, base: int) -> None:
-        peer = self.agent.add_remote_agent(metadata)
-        descs = self.agent.get_xfer_descs(self.table(base), "DRAM")
-        self.remote = self.agent.prep_xfer_dlist(peer, descs)
-
     def indices(self, blocks):
         import numpy as np
 
@@ -125,12 +132,16 @@ class Stock:
         self.agent.release_xfer_handle(self.handle)
         return True
 
-    def first(self, metadata: bytes, base: int, _layout: bytes) -> float:
-        """Seconds from metadata to the first post."""
-        t = time.perf_counter()
-        self.meet(metadata, base)
+    def first(self, metadata: bytes, base: int, _layout: bytes) -> tuple[float, ...]:
+        """Seconds: loading the metadata, preparing, submit to first post."""
+        t0 = time.perf_counter()
+        peer = self.agent.add_remote_agent(metadata)
+        t1 = time.perf_counter()
+        descs = self.agent.get_xfer_descs(self.table(base), "DRAM")
+        self.remote = self.agent.prep_xfer_dlist(peer, descs)
+        t2 = time.perf_counter()
         self.submit([5], [9])
-        return time.perf_counter() - t
+        return t1 - t0, t2 - t1, time.perf_counter() - t2
 
     def extra(self) -> dict:
         return {}
@@ -165,15 +176,16 @@ class Ours:
         self.last = done[0]
         return True
 
-    def first(self, metadata: bytes, _base: int, layout: bytes) -> float:
-        t = time.perf_counter()
+    def first(self, metadata: bytes, _base: int, layout: bytes) -> tuple[float, ...]:
+        t0 = time.perf_counter()
         self.peer = self.agent.add_remote(metadata)
+        t1 = time.perf_counter()
         self.plan = self.k.Plan(self.layout, [self.k.Layout.decode(layout)])
-        before = time.perf_counter()
+        t2 = time.perf_counter()
         self.submit([5], [9])
         while not self.poll():
             time.sleep(PAUSE)
-        return before - t + self.last.posted_ns / 1e9
+        return t1 - t0, t2 - t1, self.last.posted_ns / 1e9
 
     def c_submits(self, local, remote) -> list[float]:
         """kvf_queue_submit alone, with the argument that Queue.submit would make."""
@@ -222,13 +234,15 @@ def sink(side: str) -> None:
     command = [sys.executable, __file__, "--source", side]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
         remote, metadata, layout = json.loads(peer.stdout.readline())
-        memory = resident()
+        memory, high = resident(), forget_peak()
         t = time.perf_counter()
         end.startup()
-        out = {"startup_s": time.perf_counter() - t, "startup_bytes": resident() - memory, "shapes": []}
-        memory = resident()
-        out["first_s"] = end.first(bytes.fromhex(metadata), remote, bytes.fromhex(layout))
-        out["first_bytes"] = resident() - memory
+        out = {"startup_s": time.perf_counter() - t, "startup_bytes": resident() - memory,
+               "startup_peak": peak() - high, "shapes": []}
+        memory, high = resident(), forget_peak()
+        parts = end.first(bytes.fromhex(metadata), remote, bytes.fromhex(layout))
+        out.update(load_s=parts[0], prepare_s=parts[1], post_s=parts[2], first_s=sum(parts),
+                   first_bytes=resident() - memory, first_peak=peak() - high)
         while side == "stock" and not end.poll():
             time.sleep(PAUSE)
         for blocks, repeat in SHAPES.items():
@@ -311,9 +325,14 @@ def tables(rounds: dict[str, list[dict]]) -> None:
     one = lambda side, key: mid(r[key] for r in rounds[side])  # noqa: E731
     for label, key, unit, scale in (
         ("at startup, local list, ms", "startup_s", ",.2f", 1e3),
-        ("its memory, MB", "startup_bytes", ",.2f", 1e-6),
+        ("its memory that stays, MB", "startup_bytes", ",.2f", 1e-6),
+        ("its memory at the peak, MB", "startup_peak", ",.2f", 1e-6),
         ("metadata to first post, ms", "first_s", ",.2f", 1e3),
-        ("its memory, MB", "first_bytes", ",.2f", 1e-6),
+        ("- loading the metadata, ms", "load_s", ",.2f", 1e3),
+        ("- remote list, or layout and plan, ms", "prepare_s", ",.2f", 1e3),
+        ("- submit to first post, ms", "post_s", ",.2f", 1e3),
+        ("its memory that stays, MB", "first_bytes", ",.2f", 1e-6),
+        ("its memory at the peak, MB", "first_peak", ",.2f", 1e-6),
         ("idle process, ms of CPU a second", "idle", ",.1f", 1e3),
     ):
         print(f"| {label} | " + " | ".join(format(one(s, key) * scale, unit) for s in SIDES) + " |")
@@ -321,7 +340,7 @@ def tables(rounds: dict[str, list[dict]]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--sink", help=argparse.SUPPRESS)
     parser.add_argument("--source", help=argparse.SUPPRESS)
     args = parser.parse_args()
