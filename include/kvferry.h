@@ -22,8 +22,9 @@
  * Inputs     Borrowed for the call; the library copies what it keeps. Arrays and bytes are a
  *            pointer and a number of elements; NULL is allowed only with 0. Names are
  *            NUL-terminated UTF-8. Flags are one byte, 0 or 1. Choices are fixed-width integers and
- *            are checked. What C cannot check is the caller's word: that a pointer that is not NULL
- *            points to as much as is said.
+ *            are checked. What cannot be checked is the caller's word: that a pointer that is not
+ *            NULL points to as much as is said, and that registered memory stays mapped, with its
+ *            permissions, until it is deregistered or its agent is destroyed.
  *
  * Options    Structs that begin with struct_size. Start from the ..._options_default() function, or
  *            zero the struct and set struct_size to its sizeof. Zero is the default of every field.
@@ -258,7 +259,10 @@ typedef struct kvf_param_list {
 
 /** A message from a remote agent. */
 typedef struct kvf_notification {
-  /** Name of the agent that sent it; NUL-terminated UTF-8. */
+  /**
+   * Name of the agent that sent it, as that agent gives it; NUL-terminated UTF-8. Whoever holds
+   * this agent's metadata can send under any name.
+   */
   const char *from;
   /** Its bytes; any bytes, not terminated. NULL when `payload_len` is 0. */
   const uint8_t *payload;
@@ -409,7 +413,10 @@ typedef struct kvf_agent_options {
    * the first agent decides.
    */
   const char *nixl_library;
-  /** `nixl`: folder of the backend plugins; NULL is the one beside the library. */
+  /**
+   * `nixl`: folder of the backend plugins; NULL is the one beside the library. It is passed on in
+   * the process's environment: create the first such agent before other threads read that.
+   */
   const char *nixl_plugin_dir;
   /**
    * Backends to create at once. With `backends_len` 0 that is the transport's default (`UCX` for

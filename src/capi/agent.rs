@@ -79,7 +79,8 @@ pub struct kvf_agent_options {
     /// nixl-cu13 next to the running interpreter, the system's loader path. One process has one NIXL:
     /// the first agent decides.
     pub nixl_library: *const c_char,
-    /// `nixl`: folder of the backend plugins; NULL is the one beside the library.
+    /// `nixl`: folder of the backend plugins; NULL is the one beside the library. It is passed on in
+    /// the process's environment: create the first such agent before other threads read that.
     pub nixl_plugin_dir: *const c_char,
     /// Backends to create at once. With `backends_len` 0 that is the transport's default (`UCX` for
     /// `nixl`), unless `no_default_backend` is 1.
