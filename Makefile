@@ -17,7 +17,7 @@ help: ## this list
 	@echo "kvferry: moves KV caches between inference engines. Targets:"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-demo: build venv ## move KV-cache blocks between two processes, over NIXL and over the built-in transport
+demo: build venv ## move KV-cache blocks between ranks of equal and unequal TP, over NIXL and the built-in transport
 	@scripts/demo.sh $(ARGS)
 
 test: test-rust test-c test-python ## all tests: Rust, C and C++, Python

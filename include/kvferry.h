@@ -22,8 +22,9 @@
  * Inputs     Borrowed for the call; the library copies what it keeps. Arrays and bytes are a
  *            pointer and a number of elements; NULL is allowed only with 0. Names are
  *            NUL-terminated UTF-8. Flags are one byte, 0 or 1. Choices are fixed-width integers and
- *            are checked. What C cannot check is the caller's word: that a pointer that is not NULL
- *            points to as much as is said.
+ *            are checked. What cannot be checked is the caller's word: that a pointer that is not
+ *            NULL points to as much as is said, and that registered memory stays mapped, with its
+ *            permissions, until it is deregistered or its agent is destroyed.
  *
  * Options    Structs that begin with struct_size. Start from the ..._options_default() function, or
  *            zero the struct and set struct_size to its sizeof. Zero is the default of every field.
@@ -88,8 +89,8 @@ typedef int32_t kvf_status;
 /** The transport or one of its backends failed; the message has what it said. */
 #define KVF_ERR_BACKEND (-5)
 /**
- * No transport library was found, or no backend can serve the request; the message says where was
- * looked and what to install.
+ * No transport library was found, or no backend can serve the request; the message says where
+ * was looked and what to install.
  */
 #define KVF_ERR_NO_BACKEND (-6)
 /** The time allowed is over. The call may be repeated. */
@@ -129,17 +130,17 @@ typedef int32_t kvf_status;
 #define KVF_ERR_INTERNAL (-22)
 
 /**
- * A short name such as `"peer lost"`. Never NULL; valid for ever; `"unknown status"` for a number
- * that this library does not know. Any thread.
+ * A short name such as `"peer lost"`. Never NULL; valid for ever; `"unknown status"` for a
+ * number that this library does not know. Any thread.
  */
 KVF_MUST_USE
 const char *kvf_status_name(kvf_status status);
 
 /**
  * What went wrong in the calling thread's last call that failed: the status name, a colon, and
- * the details. Never NULL; empty when no call has failed yet. The text stays valid until the next
- * failing call of the same thread, or its end; successful calls leave it alone. Any thread, each
- * with its own message.
+ * the details. Never NULL; empty when no call has failed yet. The text stays valid until the
+ * next failing call of the same thread, or its end; successful calls leave it alone. Any thread,
+ * each with its own message.
  */
 KVF_MUST_USE
 const char *kvf_last_error_message(void);
@@ -222,8 +223,8 @@ kvf_status kvf_log_set_callback(kvf_log_fn callback,
 /**
  * Bytes that the library has allocated. Free with `kvf_buffer_free()`.
  *
- * `data` is NULL when `len` is 0. Where the content is text it is UTF-8, `len` does not count the
- * terminating NUL, and there is one.
+ * `data` is NULL when `len` is 0. Where the content is text it is UTF-8, `len` does not count
+ * the terminating NUL, and there is one.
  */
 typedef struct kvf_buffer {
   /** The bytes, or NULL. */
@@ -258,7 +259,10 @@ typedef struct kvf_param_list {
 
 /** A message from a remote agent. */
 typedef struct kvf_notification {
-  /** Name of the agent that sent it; NUL-terminated UTF-8. */
+  /**
+   * Name of the agent that sent it, as that agent gives it; NUL-terminated UTF-8. Whoever
+   * holds this agent's metadata can send under any name.
+   */
   const char *from;
   /** Its bytes; any bytes, not terminated. NULL when `payload_len` is 0. */
   const uint8_t *payload;
@@ -390,8 +394,9 @@ typedef struct kvf_backend {
 } kvf_backend;
 
 /**
- * What an agent is created with. Start from `kvf_agent_options_default()`, or zero the struct and
- * set `struct_size`; zero is the default of every field. Set at least `name` and `transport`.
+ * What an agent is created with. Start from `kvf_agent_options_default()`, or zero the struct
+ * and set `struct_size`; zero is the default of every field. Set at least `name` and
+ * `transport`.
  */
 typedef struct kvf_agent_options {
   /** `sizeof(kvf_agent_options)`. */
@@ -405,22 +410,25 @@ typedef struct kvf_agent_options {
   /**
    * `nixl`: path of `libnixl_capi.so`. NULL searches: the environment variable
    * `KVF_NIXL_LIBRARY`, a NIXL that is already in the process, the Python wheels nixl-cu12 and
-   * nixl-cu13 next to the running interpreter, the system's loader path. One process has one NIXL:
-   * the first agent decides.
+   * nixl-cu13 next to the running interpreter, the system's loader path. One process has one
+   * NIXL: the first agent decides.
    */
   const char *nixl_library;
-  /** `nixl`: folder of the backend plugins; NULL is the one beside the library. */
+  /**
+   * `nixl`: folder of the backend plugins; NULL is the one beside the library. It is passed on
+   * in the process's environment: create the first such agent before other threads read that.
+   */
   const char *nixl_plugin_dir;
   /**
-   * Backends to create at once. With `backends_len` 0 that is the transport's default (`UCX` for
-   * `nixl`), unless `no_default_backend` is 1.
+   * Backends to create at once. With `backends_len` 0 that is the transport's default (`UCX`
+   * for `nixl`), unless `no_default_backend` is 1.
    */
   const kvf_backend *backends;
   /** Their number. */
   size_t backends_len;
   /**
-   * How long the progress thread sleeps at most, in microseconds; 0 is the transport's choice (2 ms
-   * for `nixl`; `local` needs none).
+   * How long the progress thread sleeps at most, in microseconds; 0 is the transport's choice
+   * (2 ms for `nixl`; `local` needs none).
    */
   uint64_t progress_delay_us;
   /** One of `KVF_SYNC_...`. In every mode the agent may be used from many threads at once. */
@@ -450,13 +458,14 @@ typedef struct kvf_agent {
 } kvf_agent;
 
 /**
- * Creates an agent. With `nixl` the first call in a process loads NIXL, which takes some 0.5 s. Any
- * thread.
+ * Creates an agent. With `nixl` the first call in a process loads NIXL, which takes some 0.5 s.
+ * Any thread.
  *
  * @param options  Borrowed; not NULL.
  * @param agent    Receives the handle. End it with `kvf_agent_destroy()`.
  * @return `KVF_ERR_NO_BACKEND` if the transport library is not found: the message says where was
- *         looked and how to install it. `KVF_ERR_INVALID_ARGUMENT` for options that make no sense.
+ *         looked and how to install it. `KVF_ERR_INVALID_ARGUMENT` for options that make no
+ *         sense.
  */
 KVF_MUST_USE
 kvf_status kvf_agent_create(const kvf_agent_options *options,
@@ -466,8 +475,8 @@ kvf_status kvf_agent_create(const kvf_agent_options *options,
  * Ends an agent. Its lists and transfers end with it; all their handles are stale afterwards.
  *
  * Transfers under way are stopped, or waited for where they cannot be stopped, for at most
- * `drain_timeout_ms`. After `KVF_OK` none of them touches memory any more. After `KVF_ERR_TIMEOUT`
- * some still may: keep their buffers. The handle is stale either way.
+ * `drain_timeout_ms`. After `KVF_OK` none of them touches memory any more. After
+ * `KVF_ERR_TIMEOUT` some still may: keep their buffers. The handle is stale either way.
  *
  * Any thread. Calls that other threads are in at that time come to their own end; those that can
  * no longer do their work fail with `KVF_ERR_INVALID_STATE`.
@@ -497,7 +506,8 @@ kvf_status kvf_agent_plugins(kvf_agent agent,
 /**
  * What a plugin offers before it becomes a backend. Any thread.
  *
- * @param params     Parameters with their defaults; free with `kvf_param_list_free()`. May be NULL.
+ * @param params     Parameters with their defaults; free with `kvf_param_list_free()`. May be
+ *                   NULL.
  * @param mem_kinds  Bit `1 << KVF_MEM_...` for each kind that it serves. May be NULL.
  * @return `KVF_ERR_NOT_FOUND` for an unknown plugin.
  */
@@ -510,7 +520,8 @@ kvf_status kvf_agent_plugin_info(kvf_agent agent,
 /**
  * Makes a backend of a plugin. Any thread.
  *
- * @return `KVF_ERR_NOT_FOUND` for an unknown plugin, `KVF_ERR_NOT_ALLOWED` if there is one already.
+ * @return `KVF_ERR_NOT_FOUND` for an unknown plugin, `KVF_ERR_NOT_ALLOWED` if there is one
+ *         already.
  */
 KVF_MUST_USE
 kvf_status kvf_agent_create_backend(kvf_agent agent,
@@ -526,7 +537,8 @@ kvf_status kvf_agent_backends(kvf_agent agent,
                               kvf_string_list *backends);
 
 /**
- * What a backend offers, now that it exists. Outputs as for `kvf_agent_plugin_info()`. Any thread.
+ * What a backend offers, now that it exists. Outputs as for `kvf_agent_plugin_info()`. Any
+ * thread.
  *
  * @return `KVF_ERR_NOT_FOUND` for an unknown backend.
  */
@@ -537,15 +549,15 @@ kvf_status kvf_agent_backend_info(kvf_agent agent,
                                   uint32_t *mem_kinds);
 
 /**
- * Registers memory: makes ranges available for transfers by this agent and, through its metadata,
- * to its peers. All or none. The memory stays the caller's and must stay mapped until it is
- * deregistered or the agent is destroyed. Any thread.
+ * Registers memory: makes ranges available for transfers by this agent and, through its
+ * metadata, to its peers. All or none. The memory stays the caller's and must stay mapped until
+ * it is deregistered or the agent is destroyed. Any thread.
  *
  * @param mem_kind  One of `KVF_MEM_...`, for all ranges.
  * @param descs     The ranges; at least one.
  * @param backends  Names of the backends to register with; 0 of them is all that serve the kind.
- * @return `KVF_ERR_INVALID_ARGUMENT` for a range that is empty, wraps around, or (host memory) is
- *         not mapped; `KVF_ERR_NO_BACKEND` if no backend serves the kind.
+ * @return `KVF_ERR_INVALID_ARGUMENT` for a range that is empty, wraps around, or (host memory)
+ *         is not mapped; `KVF_ERR_NO_BACKEND` if no backend serves the kind.
  */
 KVF_MUST_USE
 kvf_status kvf_agent_register(kvf_agent agent,
@@ -556,8 +568,8 @@ kvf_status kvf_agent_register(kvf_agent agent,
                               size_t backends_len);
 
 /**
- * Takes registered ranges back; arguments as they were for `kvf_agent_register()`. Peers that hold
- * older metadata are not told: see to it that they are done. Any thread.
+ * Takes registered ranges back; arguments as they were for `kvf_agent_register()`. Peers that
+ * hold older metadata are not told: see to it that they are done. Any thread.
  *
  * @return `KVF_ERR_NOT_FOUND` or `KVF_ERR_NOT_REGISTERED` for a range that is not registered;
  *         `KVF_ERR_BUSY` if transfers of this agent in these ranges have not come to rest within
@@ -572,8 +584,8 @@ kvf_status kvf_agent_deregister(kvf_agent agent,
                                 size_t backends_len);
 
 /**
- * Asks a backend what it knows about ranges that need not be registered (the size of a file, say).
- * Any thread.
+ * Asks a backend what it knows about ranges that need not be registered (the size of a file,
+ * say). Any thread.
  *
  * @param results  One for each range; free with `kvf_query_list_free()`.
  */
@@ -586,9 +598,9 @@ kvf_status kvf_agent_query_memory(kvf_agent agent,
                                   kvf_query_list *results);
 
 /**
- * This agent's metadata: all that a peer needs to reach it and the memory registered so far. Send
- * it to peers by any way (`kvf_side_channel_...` is one); they pass it to `kvf_agent_add_remote()`.
- * Any thread.
+ * This agent's metadata: all that a peer needs to reach it and the memory registered so far.
+ * Send it to peers by any way (`kvf_side_channel_...` is one); they pass it to
+ * `kvf_agent_add_remote()`. Any thread.
  *
  * @param metadata  Bytes, not text; free with `kvf_buffer_free()`.
  */
@@ -619,8 +631,8 @@ kvf_status kvf_agent_partial_metadata(kvf_agent agent,
  * @param metadata  As the peer got it from `kvf_agent_metadata()`; borrowed.
  * @param name      Receives the peer's name; free with `kvf_buffer_free()`. May be NULL.
  * @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not such metadata, truncated ones, or a
- *         peer that this transport cannot reach. `KVF_ERR_INVALID_STATE` (`nixl`) if a peer of this
- *         name is known and this is another: call `kvf_agent_remove_remote()` first.
+ *         peer that this transport cannot reach. `KVF_ERR_INVALID_STATE` (`nixl`) if a peer of
+ *         this name is known and this is another: call `kvf_agent_remove_remote()` first.
  */
 KVF_MUST_USE
 kvf_status kvf_agent_add_remote(kvf_agent agent,
@@ -631,8 +643,8 @@ kvf_status kvf_agent_add_remote(kvf_agent agent,
 /**
  * Forgets a peer and disconnects from it. Transfers with it fail. Any thread.
  *
- * @return `KVF_ERR_NOT_FOUND` for an unknown peer; `KVF_ERR_BUSY` if its transfers have not come to
- *         rest within the drain timeout: it is still known then, call again.
+ * @return `KVF_ERR_NOT_FOUND` for an unknown peer; `KVF_ERR_BUSY` if its transfers have not come
+ *         to rest within the drain timeout: it is still known then, call again.
  */
 KVF_MUST_USE
 kvf_status kvf_agent_remove_remote(kvf_agent agent,
@@ -730,8 +742,8 @@ kvf_status kvf_agent_notify(kvf_agent agent,
                             const char *backend);
 
 /**
- * Takes all messages that have arrived. Never blocks. With `KVF_PROGRESS_CALLER` this is also what
- * answers peers: call it often. Any thread.
+ * Takes all messages that have arrived. Never blocks. With `KVF_PROGRESS_CALLER` this is also
+ * what answers peers: call it often. Any thread.
  *
  * @param backends       Backends to look at; 0 of them is all.
  * @param notifications  Free with `kvf_notification_list_free()` (not needed when `len` is 0).
@@ -744,7 +756,8 @@ kvf_status kvf_agent_notifications(kvf_agent agent,
 
 /**
  * How many messages wait to be taken. Never blocks, and answers peers as
- * `kvf_agent_notifications()` does: the cheaper call for a loop that mostly finds none. Any thread.
+ * `kvf_agent_notifications()` does: the cheaper call for a loop that mostly finds none. Any
+ * thread.
  *
  * @param count  Receives their number.
  */
@@ -787,8 +800,8 @@ typedef struct kvf_desc_list {
 } kvf_desc_list;
 
 /**
- * Choices for making a transfer. Start from `kvf_transfer_options_default()`; zero is the default
- * of every field.
+ * Choices for making a transfer. Start from `kvf_transfer_options_default()`; zero is the
+ * default of every field.
  */
 typedef struct kvf_transfer_options {
   /** `sizeof(kvf_transfer_options)`. */
@@ -845,9 +858,9 @@ typedef struct kvf_transfer_cost {
  * Prepares ranges so that transfers can pick from them by index. Do it once for memory that many
  * transfers use: all checks and look-ups happen here. Any thread.
  *
- * @param remote    Whose memory: NULL for this agent's own as the local side of transfers; the name
- *                  of a remote agent; or this agent's own name for the remote side of transfers
- *                  within the agent (loopback).
+ * @param remote    Whose memory: NULL for this agent's own as the local side of transfers; the
+ *                  name of a remote agent; or this agent's own name for the remote side of
+ *                  transfers within the agent (loopback).
  * @param descs     The ranges, inside registered memory; at least one. Borrowed.
  * @param backends  Backends to prepare for; 0 of them is all that can.
  * @param list      Receives the handle; end it with `kvf_desc_list_release()`.
@@ -933,14 +946,15 @@ kvf_status kvf_transfer_create(kvf_agent agent,
 /**
  * Starts a transfer, or starts it again after it has finished.
  *
- * Small transfers may be done when it returns; on one host the whole copy can run inside the call.
- * Any thread.
+ * Small transfers may be done when it returns; on one host the whole copy can run inside the
+ * call. Any thread.
  *
  * @param notification      Replaces the notification given when the transfer was made, from this
  *                          post on; NULL with length 0 leaves that one in place. Borrowed.
- * @param state             Receives `KVF_TRANSFER_DONE` or `KVF_TRANSFER_IN_PROGRESS`. May be NULL.
- * @return `KVF_ERR_REPOST_ACTIVE` while it is under way, `KVF_ERR_PEER_LOST` if the peer is gone,
- *         `KVF_ERR_BACKEND` otherwise.
+ * @param state             Receives `KVF_TRANSFER_DONE` or `KVF_TRANSFER_IN_PROGRESS`. May be
+ *                          NULL.
+ * @return `KVF_ERR_REPOST_ACTIVE` while it is under way, `KVF_ERR_PEER_LOST` if the peer is
+ *         gone, `KVF_ERR_BACKEND` otherwise.
  */
 KVF_MUST_USE
 kvf_status kvf_transfer_post(kvf_transfer transfer,
@@ -949,11 +963,12 @@ kvf_status kvf_transfer_post(kvf_transfer transfer,
                              int32_t *state);
 
 /**
- * Where a transfer stands. Never blocks, not even on a post that another thread is in. Any thread.
+ * Where a transfer stands. Never blocks, not even on a post that another thread is in. Any
+ * thread.
  *
  * @param state  Receives `KVF_TRANSFER_DONE` or `KVF_TRANSFER_IN_PROGRESS`.
- * @return `KVF_ERR_NOT_POSTED` before the first post. Any other error is how the transfer ended; no
- *         byte of it moves any more. `KVF_ERR_CANCELED` after a cancel.
+ * @return `KVF_ERR_NOT_POSTED` before the first post. Any other error is how the transfer ended;
+ *         no byte of it moves any more. `KVF_ERR_CANCELED` after a cancel.
  */
 KVF_MUST_USE
 kvf_status kvf_transfer_state(kvf_transfer transfer,
@@ -974,8 +989,8 @@ kvf_status kvf_transfer_states(const kvf_transfer *transfers,
 
 /**
  * Asks a transfer to stop. It has come to rest, and its memory may be used for something else,
- * when `kvf_transfer_state()` no longer answers `KVF_TRANSFER_IN_PROGRESS`: then it is either done
- * or `KVF_ERR_CANCELED`. Where a backend cannot stop early, that takes until the bytes are
+ * when `kvf_transfer_state()` no longer answers `KVF_TRANSFER_IN_PROGRESS`: then it is either
+ * done or `KVF_ERR_CANCELED`. Where a backend cannot stop early, that takes until the bytes are
  * through. Harmless on a transfer that is not under way. Any thread.
  */
 kvf_status kvf_transfer_cancel(kvf_transfer transfer);
@@ -1108,12 +1123,13 @@ typedef struct kvf_group {
   /** One of `KVF_GROUP_...`. */
   uint32_t kind;
   /**
-   * Tokens of one block on this rank: what block ids name. For state groups 1, which 0 means too.
+   * Tokens of one block on this rank: what block ids name. For state groups 1, which 0 means
+   * too.
    */
   uint32_t tokens_per_block;
   /**
-   * Pages that one block id stands for in each region: block `b` is pages `b * kernel_blocks` and
-   * following. Divides `tokens_per_block`; 0 is 1.
+   * Pages that one block id stands for in each region: block `b` is pages `b * kernel_blocks`
+   * and following. Divides `tokens_per_block`; 0 is 1.
    */
   uint32_t kernel_blocks;
   /** Tokens of the window or chunk; 0 for other kinds, and where lists are never cut. */
@@ -1134,8 +1150,8 @@ typedef struct kvf_region {
   /** Bytes from the start of one page to the start of the next; 0 is `page_len`. */
   uint64_t page_stride;
   /**
-   * Bytes of a page. For `kvf_dense_layers` and its like 0 is what the layer needs; anything else
-   * is checked to be just that.
+   * Bytes of a page. For `kvf_dense_layers` and its like 0 is what the layer needs; anything
+   * else is checked to be just that.
    */
   uint64_t page_len;
   /** Number of pages. */
@@ -1150,8 +1166,8 @@ typedef struct kvf_region {
 
 /**
  * Attention layers with heads, of one shape. Their numbers are `layers`, or else count up from
- * `first_layer`. This rank's share of the heads follows from `kvf_parallel`; with fewer heads than
- * ranks, neighbouring ranks hold the same.
+ * `first_layer`. This rank's share of the heads follows from `kvf_parallel`; with fewer heads
+ * than ranks, neighbouring ranks hold the same.
  */
 typedef struct kvf_dense_layers {
   /** Index of their group. */
@@ -1181,8 +1197,8 @@ typedef struct kvf_dense_layers {
 } kvf_dense_layers;
 
 /**
- * Layers with one vector per token, the same on every rank: MLA, indexer caches. Their numbers are
- * `layers`, or else count up from `first_layer`.
+ * Layers with one vector per token, the same on every rank: MLA, indexer caches. Their numbers
+ * are `layers`, or else count up from `first_layer`.
  */
 typedef struct kvf_latent_layers {
   /** Index of their group. */
@@ -1208,7 +1224,8 @@ typedef struct kvf_latent_layers {
 } kvf_latent_layers;
 
 /**
- * One sub-projection of a convolution state: x, B or C of Mamba 2, Q, K or V of linear attention.
+ * One sub-projection of a convolution state: x, B or C of Mamba 2, Q, K or V of linear
+ * attention.
  */
 typedef struct kvf_sub_projection {
   /**
@@ -1221,8 +1238,9 @@ typedef struct kvf_sub_projection {
 } kvf_sub_projection;
 
 /**
- * Layers with recurrent state: a page is one state, the convolution sub-projections one after the
- * other and then the SSM state. Their numbers are `layers`, or else count up from `first_layer`.
+ * Layers with recurrent state: a page is one state, the convolution sub-projections one after
+ * the other and then the SSM state. Their numbers are `layers`, or else count up from
+ * `first_layer`.
  */
 typedef struct kvf_state_layers {
   /** Index of their group. */
@@ -1250,8 +1268,8 @@ typedef struct kvf_state_layers {
   /** How many there are; 0 is as many as there are regions. */
   size_t layers_len;
   /**
-   * Their memory, one region for each layer. `page_stride` is the distance between the states of
-   * consecutive block ids.
+   * Their memory, one region for each layer. `page_stride` is the distance between the states
+   * of consecutive block ids.
    */
   const kvf_region *regions;
   /** Number of regions. */
@@ -1281,8 +1299,8 @@ typedef struct kvf_part {
   /** Number of heads held here, at least 1. */
   uint32_t head_count;
   /**
-   * Rows in a page: the page's tokens, or 1 if the page may not be split by token. For state: any
-   * number, the same on both sides.
+   * Rows in a page: the page's tokens, or 1 if the page may not be split by token. For state:
+   * any number, the same on both sides.
    */
   uint32_t rows;
   /** Bytes from one head to the next. */
@@ -1296,9 +1314,9 @@ typedef struct kvf_part {
 } kvf_part;
 
 /**
- * What a layout is made of. Start from `kvf_layout_options_default()`; zero is the default of every
- * field. Common models need `parallel`, `groups`, and `dense`, `latent` or `state`; anything else can
- * be said with `regions` and `parts`, alone or besides.
+ * What a layout is made of. Start from `kvf_layout_options_default()`; zero is the default of
+ * every field. Common models need `parallel`, `groups`, and `dense`, `latent` or `state`;
+ * anything else can be said with `regions` and `parts`, alone or besides.
  */
 typedef struct kvf_layout_options {
   /** `sizeof(kvf_layout_options)`. */
@@ -1324,8 +1342,8 @@ typedef struct kvf_layout_options {
   /** Number of sets of them. */
   size_t state_len;
   /**
-   * Regions for `parts`: the first ones of the layout. Those of the layers follow in the order of
-   * `dense`, `latent` and `state`.
+   * Regions for `parts`: the first ones of the layout. Those of the layers follow in the order
+   * of `dense`, `latent` and `state`.
    */
   const kvf_region *regions;
   /** Their number. */
@@ -1366,9 +1384,9 @@ typedef struct kvf_layout_tables {
  *
  * @param options  Borrowed; not NULL.
  * @param layout   Receives the handle; end it with `kvf_layout_destroy()`.
- * @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a layout that cannot be:
- *         cells outside their page or on top of each other, sizes that do not divide, addresses that
- *         wrap around.
+ * @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a layout that cannot
+ *         be: cells outside their page or on top of each other, sizes that do not divide,
+ *         addresses that wrap around.
  */
 KVF_MUST_USE
 kvf_status kvf_layout_create(const kvf_layout_options *options,
@@ -1382,8 +1400,8 @@ kvf_status kvf_layout_create(const kvf_layout_options *options,
 kvf_status kvf_layout_destroy(kvf_layout layout);
 
 /**
- * The layout as bytes, in the form in which ranks exchange theirs: versioned, compact (some KB), and
- * the same bytes for the same layout. Any thread.
+ * The layout as bytes, in the form in which ranks exchange theirs: versioned, compact (some KB),
+ * and the same bytes for the same layout. Any thread.
  *
  * @param bytes  Free with `kvf_buffer_free()`.
  */
@@ -1392,12 +1410,12 @@ kvf_status kvf_layout_encode(kvf_layout layout,
                              kvf_buffer *bytes);
 
 /**
- * A layout from the bytes that `kvf_layout_encode()` gave, in this or another process. They need not
- * be trusted: what is returned has passed every check of `kvf_layout_create()`. Any thread.
+ * A layout from the bytes that `kvf_layout_encode()` gave, in this or another process. They need
+ * not be trusted: what is returned has passed every check of `kvf_layout_create()`. Any thread.
  *
  * @param layout  Receives the handle; end it with `kvf_layout_destroy()`.
- * @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not a sound layout: the message says at which
- *         byte, or which field.
+ * @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not a sound layout: the message says at
+ *         which byte, or which field.
  */
 KVF_MUST_USE
 kvf_status kvf_layout_decode(const uint8_t *bytes,
@@ -1416,8 +1434,8 @@ kvf_status kvf_layout_describe(kvf_layout layout,
                                kvf_buffer *text);
 
 /**
- * Takes the tables out, with every default filled in: what the builders made of the layers, say, or
- * what a peer has sent. Any thread.
+ * Takes the tables out, with every default filled in: what the builders made of the layers, say,
+ * or what a peer has sent. Any thread.
  *
  * @param tables  Free with `kvf_layout_tables_free()`.
  */
@@ -1429,12 +1447,14 @@ kvf_status kvf_layout_tables_get(kvf_layout layout,
 void kvf_layout_tables_free(kvf_layout_tables *tables);
 
 /**
- * The heads that one rank holds, as `kvf_dense_layers` deals them out. Heads go to ranks in order;
- * with fewer heads than ranks each rank holds one, and neighbouring ranks hold the same. Any thread.
+ * The heads that one rank holds, as `kvf_dense_layers` deals them out. Heads go to ranks in
+ * order; with fewer heads than ranks each rank holds one, and neighbouring ranks hold the same.
+ * Any thread.
  *
  * @param first  Receives the first head.
  * @param count  Receives their number.
- * @return `KVF_ERR_INVALID_ARGUMENT` if neither of `heads_total` and `tp_size` divides the other.
+ * @return `KVF_ERR_INVALID_ARGUMENT` if neither of `heads_total` and `tp_size` divides the
+ *         other.
  */
 KVF_MUST_USE
 kvf_status kvf_layout_shard(uint32_t heads_total,
@@ -1455,14 +1475,14 @@ kvf_status kvf_layout_shard(uint32_t heads_total,
 /** Bytes are copied, and it is notified when they are in. */
 #define KVF_PEER_TRANSFER 1
 /**
- * No bytes, since what it holds is had from another rank; but it keeps a request's blocks until it
- * hears that they are no longer wanted, and this local rank is the one to tell it.
+ * No bytes, since what it holds is had from another rank; but it keeps a request's blocks until
+ * it hears that they are no longer wanted, and this local rank is the one to tell it.
  */
 #define KVF_PEER_NOTIFY_ONLY 2
 
 /**
- * Choices for `kvf_plan_build()`. Start from `kvf_plan_options_default()`; zero is the default of
- * every field.
+ * Choices for `kvf_plan_build()`. Start from `kvf_plan_options_default()`; zero is the default
+ * of every field.
  */
 typedef struct kvf_plan_options {
   /** `sizeof(kvf_plan_options)`. */
@@ -1470,12 +1490,13 @@ typedef struct kvf_plan_options {
   /** One of `KVF_DIRECTION_...`: which way the bytes go, seen from the local rank. */
   uint32_t direction;
   /**
-   * 1 leaves lanes that are adjacent in memory as they are, for comparison; the same bytes move.
+   * 1 leaves lanes that are adjacent in memory as they are, for comparison; the same bytes
+   * move.
    */
   uint8_t keep_lanes;
   /**
-   * 1 accepts block sizes of which neither divides the other (48 and 32 tokens). They are refused
-   * otherwise, because such a pair is far more often a mistake.
+   * 1 accepts block sizes of which neither divides the other (48 and 32 tokens). They are
+   * refused otherwise, because such a pair is far more often a mistake.
    */
   uint8_t uneven_blocks;
   /** Zero. */
@@ -1499,8 +1520,8 @@ typedef struct kvf_group_side {
   /** Tokens that go to one rank before the next rank's turn; 0 is one whole block. */
   uint32_t dcp_interleave;
   /**
-   * Groups of one side with the same number draw their block ids from one pool, so that one id in
-   * two of them is the same memory.
+   * Groups of one side with the same number draw their block ids from one pool, so that one id
+   * in two of them is the same memory.
    */
   uint32_t pool;
   /** Zero. */
@@ -1516,8 +1537,8 @@ typedef struct kvf_group_geometry {
   /** Tokens of the window or chunk; 0 for other kinds, and where lists are never cut. */
   uint32_t window;
   /**
-   * Tokens that a lane of the group copies at a time: the longest run that lies in one page of one
-   * rank on both sides. Follows from the rest, and is not looked at on the way in.
+   * Tokens that a lane of the group copies at a time: the longest run that lies in one page of
+   * one rank on both sides. Follows from the rest, and is not looked at on the way in.
    */
   uint32_t atom_tokens;
   /** Zero. */
@@ -1537,8 +1558,8 @@ typedef struct kvf_peer {
   /** One of `KVF_PEER_...`: what the local rank has to do with it. */
   uint32_t role;
   /**
-   * How many ranks of the local engine notify it about one request (pull), or how many write to
-   * it (push). 0 when that cannot be told from the layouts given.
+   * How many ranks of the local engine notify it about one request (pull), or how many write
+   * to it (push). 0 when that cannot be told from the layouts given.
    */
   uint32_t notifiers;
 } kvf_peer;
@@ -1578,8 +1599,8 @@ typedef struct kvf_lane {
   /** Index of the group whose block ids apply. */
   uint32_t group;
   /**
-   * Which share of the tokens the local rank keeps, if its side of the group is spread over ranks;
-   * else 0.
+   * Which share of the tokens the local rank keeps, if its side of the group is spread over
+   * ranks; else 0.
    */
   uint32_t local_shard;
   /** The same for the remote rank. */
@@ -1646,12 +1667,12 @@ typedef struct kvf_plan_tables {
 /**
  * The block ids of one group of a request.
  *
- * Ids are logical blocks, in the order of their tokens; those of the side that is written must all
- * differ. A list may begin later than the request: the consumer lists only what it does not have yet,
- * and windowed groups only what is still in the window. Where a list begins is stated
+ * Ids are logical blocks, in the order of their tokens; those of the side that is written must
+ * all differ. A list may begin later than the request: the consumer lists only what it does not
+ * have yet, and windowed groups only what is still in the window. Where a list begins is stated
  * (`local_first`), or follows from the number of tokens, or else the lists end together and the
- * producer's starts at the first token. A group whose consumer lists nothing is left out. States pair
- * one to one.
+ * producer's starts at the first token. A group whose consumer lists nothing is left out. States
+ * pair one to one.
  */
 typedef struct kvf_group_blocks {
   /** Block ids on the local rank. */
@@ -1662,10 +1683,14 @@ typedef struct kvf_group_blocks {
   const uint32_t *remote;
   /** Their number. */
   size_t remote_len;
-  /** How many blocks of the request come before the first of `local`, if `has_local_first` is 1. */
+  /**
+   * How many blocks of the request come before the first of `local`, if `has_local_first` is
+   * 1.
+   */
   uint32_t local_first;
   /**
-   * How many blocks of the request come before the first of `remote`, if `has_remote_first` is 1.
+   * How many blocks of the request come before the first of `remote`, if `has_remote_first` is
+   * 1.
    */
   uint32_t remote_first;
   /** 1 if `local_first` is stated. */
@@ -1677,8 +1702,8 @@ typedef struct kvf_group_blocks {
 } kvf_group_blocks;
 
 /**
- * What of a group's destination blocks a request fills. Positions count tokens of the request; in
- * state groups, blocks.
+ * What of a group's destination blocks a request fills. Positions count tokens of the request;
+ * in state groups, blocks.
  */
 typedef struct kvf_coverage {
   /** First position that is copied. */
@@ -1691,8 +1716,8 @@ typedef struct kvf_coverage {
    */
   uint64_t missing_head;
   /**
-   * Positions at the end of the last destination block that are not copied: the producer has not
-   * got them. Their bytes are what they were before.
+   * Positions at the end of the last destination block that are not copied: the producer has
+   * not got them. Their bytes are what they were before.
    */
   uint64_t missing_tail;
 } kvf_coverage;
@@ -1732,18 +1757,18 @@ typedef struct kvf_range_list {
 } kvf_range_list;
 
 /**
- * Plans the transfers between a local rank and the ranks of a remote engine: any two layouts of one
- * model. The plan holds for every request between the two; its size depends on the model's shape,
- * not on the cache. It keeps nothing of the layouts. Any thread.
+ * Plans the transfers between a local rank and the ranks of a remote engine: any two layouts of
+ * one model. The plan holds for every request between the two; its size depends on the model's
+ * shape, not on the cache. It keeps nothing of the layouts. Any thread.
  *
  * @param local    The layout of this rank.
- * @param remotes  The layouts of the engine's ranks. Those that this rank has nothing to do with may
- *                 be left out; the error says which is needed if too many are. Their order is that
- *                 of the plan's peers.
+ * @param remotes  The layouts of the engine's ranks. Those that this rank has nothing to do with
+ *                 may be left out; the error says which is needed if too many are. Their order
+ *                 is that of the plan's peers.
  * @param options  May be NULL.
  * @param plan     Receives the handle; end it with `kvf_plan_destroy()`.
- * @return `KVF_ERR_MISMATCH`, naming the field and both values, where the two sides cannot mean the
- *         same content.
+ * @return `KVF_ERR_MISMATCH`, naming the field and both values, where the two sides cannot mean
+ *         the same content.
  */
 KVF_MUST_USE
 kvf_status kvf_plan_build(kvf_layout local,
@@ -1757,8 +1782,8 @@ kvf_status kvf_plan_build(kvf_layout local,
  *
  * @param custom  Borrowed; not NULL.
  * @param plan    Receives the handle; end it with `kvf_plan_destroy()`.
- * @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a lane whose group, peer or
- *         share is not there, or whose last byte is beyond the address space.
+ * @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a lane whose group,
+ *         peer or share is not there, or whose last byte is beyond the address space.
  */
 KVF_MUST_USE
 kvf_status kvf_plan_create(const kvf_plan_custom *custom,
@@ -1797,19 +1822,19 @@ void kvf_plan_tables_free(kvf_plan_tables *tables);
 /**
  * Turns the block ids of a request into exactly the ranges that are copied. A queue does this by
  * itself; it is here for engines that post transfers of their own, and for whoever wants to see.
- * Ranges of one peer and kind of memory are together; neighbours that follow each other on both sides
- * are one. Any thread.
+ * Ranges of one peer and kind of memory are together; neighbours that follow each other on both
+ * sides are one. Any thread.
  *
  * @param groups    One entry for each group of the plan.
  * @param tokens    Tokens of the request that the producer holds, from the first one; 0 is "not
  *                  stated".
- * @param coverage  Receives `groups_len` entries: what of the destination blocks is filled. May be
- *                  NULL.
+ * @param coverage  Receives `groups_len` entries: what of the destination blocks is filled. May
+ *                  be NULL.
  * @param stats     Receives the figures. May be NULL.
  * @param ranges    Free with `kvf_range_list_free()`. May be NULL, for the figures alone.
- * @return `KVF_ERR_INVALID_ARGUMENT` for ids out of range, a destination block that occurs twice, a
- *         position that cannot be inferred; `KVF_ERR_MISMATCH` for counts that do not fit, or a
- *         consumer's block that the producer's list does not cover;
+ * @return `KVF_ERR_INVALID_ARGUMENT` for ids out of range, a destination block that occurs
+ *         twice, a position that cannot be inferred; `KVF_ERR_MISMATCH` for counts that do not
+ *         fit, or a consumer's block that the producer's list does not cover;
  *         `KVF_ERR_RESOURCE_EXHAUSTED` for more than 16,777,216 ranges.
  */
 KVF_MUST_USE
@@ -1830,18 +1855,20 @@ void kvf_range_list_free(kvf_range_list *list);
 #define KVF_COMPLETION_TEXT 256
 
 /**
- * How a queue works. Start from `kvf_queue_options_default()`; zero is the default of every field.
+ * How a queue works. Start from `kvf_queue_options_default()`; zero is the default of every
+ * field.
  */
 typedef struct kvf_queue_options {
   /** `sizeof(kvf_queue_options)`. */
   uint32_t struct_size;
   /**
-   * Requests that may be outstanding: submitted, and their completions not yet polled. 0 is 4,096.
+   * Requests that may be outstanding: submitted, and their completions not yet polled. 0 is
+   * 4,096.
    */
   uint32_t capacity;
   /**
-   * Bytes that one post moves at most. Smaller slices let requests take turns more often, larger
-   * ones cost fewer posts. 0 is 8 MiB.
+   * Bytes that one post moves at most. Smaller slices let requests take turns more often,
+   * larger ones cost fewer posts. 0 is 8 MiB.
    */
   uint64_t slice_bytes;
   /** Descriptors that one post has at most. 0 is 1,024. */
@@ -1857,7 +1884,8 @@ typedef struct kvf_queue {
 } kvf_queue;
 
 /**
- * A request to hand over. Start from `kvf_submission_default()`. All of it is copied by the call.
+ * A request to hand over. Start from `kvf_submission_default()`. All of it is copied by the
+ * call.
  */
 typedef struct kvf_submission {
   /** `sizeof(kvf_submission)`. */
@@ -1869,8 +1897,8 @@ typedef struct kvf_submission {
   /** What goes where. */
   kvf_plan plan;
   /**
-   * For each peer of the plan the name of its agent, as `kvf_agent_add_remote()` gave it; an empty
-   * string will do for peers that are idle.
+   * For each peer of the plan the name of its agent, as `kvf_agent_add_remote()` gave it; an
+   * empty string will do for peers that are idle.
    */
   const char *const *agents;
   /** Their number: that of the plan's peers. */
@@ -1886,8 +1914,8 @@ typedef struct kvf_submission {
   /** Its length; 0 sends none, unless `has_notification` is 1. */
   size_t notification_len;
   /**
-   * The request fails with `KVF_ERR_TIMEOUT` if it is not through after so many milliseconds; 0 is
-   * no limit.
+   * The request fails with `KVF_ERR_TIMEOUT` if it is not through after so many milliseconds;
+   * 0 is no limit.
    */
   uint64_t deadline_ms;
 } kvf_submission;
@@ -1895,9 +1923,10 @@ typedef struct kvf_submission {
 /**
  * What became of a request.
  *
- * With status `KVF_OK` every byte is in place; with an error any part of the destination blocks may
- * have been written. Either way nothing will be written any more: the blocks are the caller's again.
- * Times are in nanoseconds since the request was submitted; 0 is "did not get there".
+ * With status `KVF_OK` every byte is in place; with an error any part of the destination blocks
+ * may have been written. Either way nothing will be written any more: the blocks are the
+ * caller's again. Times are in nanoseconds since the request was submitted; 0 is "did not get
+ * there".
  */
 typedef struct kvf_completion {
   /** The ticket that `kvf_queue_submit()` gave. */
@@ -1975,12 +2004,13 @@ kvf_status kvf_queue_create(kvf_agent agent,
                             kvf_queue *queue);
 
 /**
- * Hands a request over and returns at once; the work is done on the queue's thread. What is wrong
- * with the block ids shows in the completion, and only what can be seen at a glance is refused here.
+ * Hands a request over and returns at once; the work is done on the queue's thread. What is
+ * wrong with the block ids shows in the completion, and only what can be seen at a glance is
+ * refused here.
  *
  * @param ticket  Receives the request's name: never 0, never used twice by one queue.
- * @return `KVF_ERR_BUSY` if as many requests as the queue holds are outstanding: poll, then repeat.
- *         Any thread.
+ * @return `KVF_ERR_BUSY` if as many requests as the queue holds are outstanding: poll, then
+ *         repeat. Any thread.
  */
 KVF_MUST_USE
 kvf_status kvf_queue_submit(kvf_queue queue,
@@ -2000,7 +2030,7 @@ kvf_status kvf_queue_poll(kvf_queue queue,
                           size_t *len);
 
 /**
- * Blocks until there is a completion to poll, or the time is over.
+ * Blocks until there is a completion to poll, the queue has ended, or the time is over.
  *
  * @param ready  Receives 1 if there is one, 0 if not. Any thread.
  */
@@ -2010,8 +2040,8 @@ kvf_status kvf_queue_wait(kvf_queue queue,
                           uint8_t *ready);
 
 /**
- * Asks a request to stop. It completes with `KVF_ERR_CANCELED` once it has come to rest, or as it
- * would have if it was through already. Harmless on one that has completed.
+ * Asks a request to stop. It completes with `KVF_ERR_CANCELED` once it has come to rest, or as
+ * it would have if it was through already. Harmless on one that has completed.
  *
  * @return `KVF_ERR_NOT_FOUND` for a ticket that this queue has not given out. Any thread.
  */
@@ -2024,20 +2054,20 @@ kvf_status kvf_queue_stats_get(kvf_queue queue,
                                kvf_queue_stats *stats);
 
 /**
- * A file descriptor that is readable while there are completions to poll, for event loops. It belongs
- * to the queue and is closed with it: wait on it, do not read or close it. Any thread.
+ * A file descriptor that is readable while there are completions to poll, for event loops. It
+ * belongs to the queue and is closed with it: wait on it, do not read or close it. Any thread.
  */
 KVF_MUST_USE
 kvf_status kvf_queue_event_fd(kvf_queue queue,
                               int *fd);
 
 /**
- * Ends a queue. Requests that it has accepted are carried out for up to `drain_ms`; then what is left
- * is cancelled and waited for, for as long again but at least 100 ms. Completions that have not been
- * polled are lost.
+ * Ends a queue. Requests that it has accepted are carried out for up to `drain_ms`; then what is
+ * left is cancelled and waited for, for as long again but at least 100 ms. Completions that have
+ * not been polled are lost.
  *
- * @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must not be
- *         used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
+ * @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must
+ *         not be used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
  */
 kvf_status kvf_queue_destroy(kvf_queue queue,
                              uint64_t drain_ms);
@@ -2059,8 +2089,8 @@ typedef struct kvf_side_channel_options {
    */
   const char *kind;
   /**
-   * Address or host name to listen on; NULL is `127.0.0.1`. Anything that other hosts can reach
-   * must be asked for: metadata is not authenticated.
+   * Address or host name to listen on; NULL is `127.0.0.1`. Anything that other hosts can
+   * reach must be asked for: metadata is not authenticated.
    */
   const char *host;
   /** Longest metadata in bytes; 0 is 64 MiB. */
@@ -2095,8 +2125,8 @@ kvf_status kvf_side_channel_listen(const kvf_side_channel_options *options,
                                    kvf_side_channel *channel);
 
 /**
- * Replaces the metadata. Clients that connect from now on get the new bytes; none gets a mixture.
- * Any thread.
+ * Replaces the metadata. Clients that connect from now on get the new bytes; none gets a
+ * mixture. Any thread.
  */
 KVF_MUST_USE
 kvf_status kvf_side_channel_set_metadata(kvf_side_channel channel,
@@ -2149,11 +2179,13 @@ kvf_status kvf_side_channel_request(const char *kind,
 
 /**
  * Looks for NIXL as an agent would, and tells in JSON what was found and where was looked: keys
- * `path`, `found_by`, `version`, `plugin_dir` (text, or null for what is not known), `tried` (an array
- * of `place`, `path`, `outcome`) and `error` (null, or why there is no library). It opens a library
- * that it finds, as the first agent does, and that one stays in the process. Any thread.
+ * `path`, `found_by`, `version`, `plugin_dir` (text, or null for what is not known), `tried` (an
+ * array of `place`, `path`, `outcome`) and `error` (null, or why there is no library). It opens
+ * a library that it finds, as the first agent does, and that one stays in the process. Any
+ * thread.
  *
- * @param library  Path of `libnixl_capi.so`; NULL searches, as `kvf_agent_options.nixl_library` says.
+ * @param library  Path of `libnixl_capi.so`; NULL searches, as `kvf_agent_options.nixl_library`
+ *                 says.
  * @param json     Receives text; free with `kvf_buffer_free()`.
  * @return `KVF_OK` whether or not there is a NIXL.
  */

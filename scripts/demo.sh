@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the demonstration: a prefill process and a decode process, over NIXL and over the built-in
-# transport. Arguments go to it.
+# Runs the demonstration: prefill ranks and decode ranks, each a process, with equal and unequal TP, over
+# NIXL and over the built-in transport. Arguments go to it.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

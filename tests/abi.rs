@@ -17,15 +17,23 @@ use kvferry::capi::transfer::*;
 use object::read::elf::{Dyn, ElfFile64, FileHeader, SectionHeader};
 use object::{Object, ObjectSymbol, elf};
 
-/// The shared library that cargo built along with this test.
+/// The shared library: the one that is to be shipped if `KVF_LIBRARY` names it, as under `make test`,
+/// or else what `cargo build` made beside this test.
 fn library() -> PathBuf {
+    if let Some(named) = std::env::var_os("KVF_LIBRARY") {
+        return named.into();
+    }
     let test = std::env::current_exe().expect("a test has a path");
     let folder = test
         .ancestors()
         .nth(2)
         .expect("target/<profile>/deps/<test>");
     let library = folder.join("libkvferry.so");
-    assert!(library.is_file(), "{} is not there", library.display());
+    assert!(
+        library.is_file(),
+        "{} is not there: `cargo build` first, or set KVF_LIBRARY",
+        library.display()
+    );
     library
 }
 

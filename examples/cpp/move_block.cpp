@@ -3,7 +3,7 @@
 //   move_block prefill [local|nixl] [PORT]      in one terminal: owns the blocks
 //   move_block decode  [local|nixl] [PORT]      in another: reads some of them
 //
-// The same program is in examples/c, examples/python and examples/rust; each can talk to each.
+// The same program is in examples/c, examples/python and examples/rust; they speak one format.
 #include <chrono>
 #include <cstdint>
 #include <cstring>

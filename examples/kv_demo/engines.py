@@ -1,26 +1,28 @@
-"""The two engines, each a process of its own, and how they talk to the program that started them.
+"""The ranks of the two engines, each a process of its own.
 
-Lines of JSON on standard output: ``{"doing": ..., "done": fraction}`` while they work, and facts at
-the end of a step. The decode engine is told what to pull by one line on standard input: that is what
-a router in front of two real engines would send along with a request.
+They talk to the program that started them, which stands for the router in front of two real engines:
+orders come as lines of JSON on standard input, answers go as lines of JSON to standard output, with
+``{"doing": ..., "done": fraction}`` between them while there is work. The end of standard input, which
+is also the end of that program, is the end of a rank.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import statistics
 import struct
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Iterator
 
 import kvferry
 
-from .cache import LLAMA_3_1_8B, Cache, Model, page_indices, verify
+from .cache import LLAMA_3_1_8B, PATTERNS, Cache
 
-PATIENCE = 120.0  # seconds, for everything that waits for the other engine
-REPEATS = 5
-# Before the agent's metadata: the length of a JSON text that says where the pages are.
+PATIENCE = 60.0  # seconds, for everything that waits for the other engine
+STEP = 0.010  # seconds of a decode step, between two polls
+# Before the agent's metadata: the length of the rank's layout.
 _HEAD = struct.Struct(">I")
 
 
@@ -33,73 +35,88 @@ def saying(doing: str):
     return lambda done: say(doing=doing, done=round(done, 2))
 
 
-def prefill(transport: str, blocks: int, request_blocks: int, corrupt: bool) -> int:
-    """Computes a cache, hands out its metadata, and keeps a request's blocks until they are read."""
-    model = LLAMA_3_1_8B
-    cache = Cache(model, blocks)
+def orders() -> Iterator[dict]:
+    """What the router wants, one after the other; ends with it."""
+    return (json.loads(line) for line in iter(sys.stdin.readline, ""))
+
+
+def prefill(args: Namespace) -> None:
+    """Computes a cache, hands out where it is, and hears which requests it may forget."""
+    cache = Cache(LLAMA_3_1_8B, args.blocks, args.rank, args.ranks)
     cache.fill(saying("prefill computes the cache"))
-    # After hours of service the blocks of a request lie anywhere.
-    chosen = random.Random(1).sample(range(blocks), request_blocks)
-    if corrupt:
-        cache.layers[model.layers // 2][1, chosen[0], 1] ^= 1
-    with kvferry.Agent("prefill", transport) as agent:
+    if args.corrupt and args.rank == 0:
+        block = PATTERNS["scattered"](args.blocks, args.request, args.seed)[0]
+        cache.layers[LLAMA_3_1_8B.layers // 2][block, 0, 1, 0, 1] ^= 1
+    with kvferry.Agent(args.name, args.transport) as agent:
         agent.register(cache.ranges())
-        where = json.dumps({"model": model.as_dict(), "rows": cache.rows(), "blocks": blocks}).encode()
-        with kvferry.SideChannel(_HEAD.pack(len(where)) + where + agent.metadata()) as channel:
-            say(port=channel.address.port, request="req-7", blocks=chosen)
-            freed = agent.wait_notification("decode", b"req-7", PATIENCE)
-            say(freed=freed.payload.decode())
-            # The other process ends first: it may still be reading for its measurements.
-            sys.stdin.readline()
-    return 0
+        layout = cache.layout().encode()
+        with kvferry.SideChannel(_HEAD.pack(len(layout)) + layout + agent.metadata()) as channel:
+            say(port=channel.address.port)
+            for order in orders():
+                # Once every reader has said so, and not before, the blocks are free.
+                for reader in order["readers"]:
+                    agent.wait_notification(reader, order["freed"], PATIENCE)
+                say(freed=order["freed"])
 
 
-def decode(transport: str, blocks: int, copy_threads: int) -> int:
-    """Pulls a request's blocks, and looks at every byte."""
-    model = LLAMA_3_1_8B
-    cache = Cache(model, blocks)
-    options = {"copy_threads": copy_threads} if transport == "local" else {}
-    with kvferry.Agent("decode", transport, **options) as agent:
+def decode(args: Namespace) -> None:
+    """Pulls the blocks of requests, and looks at every byte."""
+    cache = Cache(LLAMA_3_1_8B, args.blocks, args.rank, args.ranks)
+    options = {"copy_threads": args.copy_threads} if args.transport == "local" else {}
+    with kvferry.Agent(args.name, args.transport, **options) as agent:
         agent.register(cache.ranges())
         say(ready=True)
-        order = json.loads(sys.stdin.readline())
+        todo = orders()
+        peers, layouts = [], []
+        for port in next(todo, {"ports": []})["ports"]:
+            message = kvferry.request_metadata("127.0.0.1", port, PATIENCE)
+            metadata = _HEAD.size + _HEAD.unpack_from(message)[0]
+            layouts.append(kvferry.Layout.decode(message[_HEAD.size : metadata]))
+            peers.append(agent.add_remote(message[metadata:]))
+        if not peers:
+            return
+        # For every request to come: who holds which heads, and where their bytes belong.
+        plan = kvferry.Plan(cache.layout(), layouts)
+        apart = kvferry.Plan(cache.layout(), layouts, keep_lanes=True)
+        with kvferry.Queue(agent) as queue:
+            say(tells=[name for name, peer in zip(peers, plan.peers) if peer.role != kvferry.PeerRole.IDLE])
+            for order in todo:
+                if order["do"] == "clear":
+                    cache.clear()
+                    say(cleared=True)
+                    continue
+                blocks = order["mine"], order["theirs"]
+                if order["do"] == "pull":
+                    done = pull(queue, plan, peers, blocks, order["request"])
+                    say(pulled=done | {"apart": apart.stats([blocks]).ranges_before})
+                else:
+                    wrong = cache.verify(*blocks, saying("decode looks at every byte"))
+                    say(wrong=wrong) if wrong else say(verified=cache.nbytes)
 
-        say(doing="decode asks for the metadata", done=0)
-        message = kvferry.request_metadata("127.0.0.1", order["port"], PATIENCE)
-        (length,) = _HEAD.unpack_from(message)
-        theirs = json.loads(message[_HEAD.size : _HEAD.size + length])
-        if Model(**theirs["model"]) != model:
-            raise SystemExit(f"the prefill engine runs another model: {theirs['model']}")
-        peer = agent.add_remote(message[_HEAD.size + length :])
-        local = agent.prepare(cache.rows())
-        remote = agent.prepare([tuple(row) for row in theirs["rows"]], peer)
 
-        say(doing="decode pulls the blocks", done=0)
-        pulled = order["blocks"]
-        mine = random.Random(2).sample(range(blocks), len(pulled))
-        left = page_indices(model, blocks, mine)
-        right = page_indices(model, theirs["blocks"], pulled)
-
-        def pull(notification: str = "") -> float:
-            """Milliseconds from nothing but lists of blocks to bytes in their places."""
-            begin = time.perf_counter()
-            with agent.make_transfer("READ", local, left, remote, right, notification=notification) as read:
-                read.post()
-                read.wait(PATIENCE)
-                return (time.perf_counter() - begin) * 1e3
-
-        first = pull(order["request"])
-        wrong = verify(cache, list(zip(mine, pulled)), saying("decode looks at every byte"))
-        if wrong:
-            say(wrong=wrong)
-            return 1
-        say(doing="decode pulls them again, to measure", done=0)
-        again = [pull() for _ in range(REPEATS)]
-        say(
-            bytes=len(left) * model.page_bytes,
-            descriptors=len(left),
-            verified=cache.nbytes,
-            first_ms=first,
-            again_ms=statistics.median(again),
-        )
-    return 0
+def pull(queue: kvferry.Queue, plan: kvferry.Plan, peers: list[str], blocks, request: str) -> dict:
+    """One request, as an engine's main loop makes it: submitted, and polled for between steps."""
+    begin = time.perf_counter_ns()
+    ticket = queue.submit(plan, peers, [blocks], notification=request, deadline=PATIENCE)
+    submit_ns = time.perf_counter_ns() - begin
+    polls = []
+    completions: list[kvferry.Completion] = []
+    while not completions:
+        time.sleep(STEP)  # the model works; the bytes move meanwhile
+        begin = time.perf_counter_ns()
+        completions = queue.poll()
+        polls.append((time.perf_counter_ns() - begin) / 1e3)
+    (done,) = completions
+    if done.error:
+        raise done.error
+    assert done.ticket == ticket
+    return {
+        "bytes": done.bytes,
+        "before": done.descriptors_before,
+        "ranges": done.descriptors,
+        "begin_ns": done.submitted_ns,
+        "end_ns": done.submitted_ns + done.finished_ns,
+        "submit_us": submit_ns / 1e3,
+        "poll_us": statistics.median(polls),
+        "polls": len(polls),
+    }

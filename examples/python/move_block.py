@@ -4,7 +4,7 @@
     move_block.py prefill [local|nixl] [PORT]      in one terminal: owns the blocks
     move_block.py decode  [local|nixl] [PORT]      in another: reads some of them
 
-The same program is in examples/c, examples/cpp and examples/rust; each can talk to each.
+The same program is in examples/c, examples/cpp and examples/rust; they speak one format.
 """
 
 import mmap

@@ -3,7 +3,7 @@
 //!   cargo run --example move_block prefill [local|nixl] [PORT]      owns the blocks
 //!   cargo run --example move_block decode  [local|nixl] [PORT]      reads some of them
 //!
-//! The same program is in examples/c, examples/cpp and examples/python; each can talk to each.
+//! The same program is in examples/c, examples/cpp and examples/python; they speak one format.
 
 use std::error::Error;
 use std::time::Duration;

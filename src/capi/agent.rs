@@ -61,8 +61,9 @@ pub struct kvf_backend {
     pub params_len: usize,
 }
 
-/// What an agent is created with. Start from `kvf_agent_options_default()`, or zero the struct and
-/// set `struct_size`; zero is the default of every field. Set at least `name` and `transport`.
+/// What an agent is created with. Start from `kvf_agent_options_default()`, or zero the struct
+/// and set `struct_size`; zero is the default of every field. Set at least `name` and
+/// `transport`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_agent_options {
@@ -76,18 +77,19 @@ pub struct kvf_agent_options {
     pub transport: *const c_char,
     /// `nixl`: path of `libnixl_capi.so`. NULL searches: the environment variable
     /// `KVF_NIXL_LIBRARY`, a NIXL that is already in the process, the Python wheels nixl-cu12 and
-    /// nixl-cu13 next to the running interpreter, the system's loader path. One process has one NIXL:
-    /// the first agent decides.
+    /// nixl-cu13 next to the running interpreter, the system's loader path. One process has one
+    /// NIXL: the first agent decides.
     pub nixl_library: *const c_char,
-    /// `nixl`: folder of the backend plugins; NULL is the one beside the library.
+    /// `nixl`: folder of the backend plugins; NULL is the one beside the library. It is passed on
+    /// in the process's environment: create the first such agent before other threads read that.
     pub nixl_plugin_dir: *const c_char,
-    /// Backends to create at once. With `backends_len` 0 that is the transport's default (`UCX` for
-    /// `nixl`), unless `no_default_backend` is 1.
+    /// Backends to create at once. With `backends_len` 0 that is the transport's default (`UCX`
+    /// for `nixl`), unless `no_default_backend` is 1.
     pub backends: *const kvf_backend,
     /// Their number.
     pub backends_len: usize,
-    /// How long the progress thread sleeps at most, in microseconds; 0 is the transport's choice (2 ms
-    /// for `nixl`; `local` needs none).
+    /// How long the progress thread sleeps at most, in microseconds; 0 is the transport's choice
+    /// (2 ms for `nixl`; `local` needs none).
     pub progress_delay_us: u64,
     /// One of `KVF_SYNC_…`. In every mode the agent may be used from many threads at once.
     pub sync_mode: u32,
@@ -116,13 +118,14 @@ unsafe impl Plain for kvf_agent_options {
 
 pub(super) static AGENTS: Lazy<Table<Agent>> = Lazy::new(|| Table::new(1, "agent"));
 
-/// Creates an agent. With `nixl` the first call in a process loads NIXL, which takes some 0.5 s. Any
-/// thread.
+/// Creates an agent. With `nixl` the first call in a process loads NIXL, which takes some 0.5 s.
+/// Any thread.
 ///
 /// @param options  Borrowed; not NULL.
 /// @param agent    Receives the handle. End it with `kvf_agent_destroy()`.
 /// @return `KVF_ERR_NO_BACKEND` if the transport library is not found: the message says where was
-///         looked and how to install it. `KVF_ERR_INVALID_ARGUMENT` for options that make no sense.
+///         looked and how to install it. `KVF_ERR_INVALID_ARGUMENT` for options that make no
+///         sense.
 ///
 /// # Safety
 /// Pointers are valid as the header's conventions say; this holds for all functions below.
@@ -152,8 +155,8 @@ pub unsafe extern "C" fn kvf_agent_create(
 /// Ends an agent. Its lists and transfers end with it; all their handles are stale afterwards.
 ///
 /// Transfers under way are stopped, or waited for where they cannot be stopped, for at most
-/// `drain_timeout_ms`. After `KVF_OK` none of them touches memory any more. After `KVF_ERR_TIMEOUT`
-/// some still may: keep their buffers. The handle is stale either way.
+/// `drain_timeout_ms`. After `KVF_OK` none of them touches memory any more. After
+/// `KVF_ERR_TIMEOUT` some still may: keep their buffers. The handle is stale either way.
 ///
 /// Any thread. Calls that other threads are in at that time come to their own end; those that can
 /// no longer do their work fail with `KVF_ERR_INVALID_STATE`.
@@ -202,7 +205,8 @@ pub unsafe extern "C" fn kvf_agent_plugins(
 
 /// What a plugin offers before it becomes a backend. Any thread.
 ///
-/// @param params     Parameters with their defaults; free with `kvf_param_list_free()`. May be NULL.
+/// @param params     Parameters with their defaults; free with `kvf_param_list_free()`. May be
+///                   NULL.
 /// @param mem_kinds  Bit `1 << KVF_MEM_…` for each kind that it serves. May be NULL.
 /// @return `KVF_ERR_NOT_FOUND` for an unknown plugin.
 #[unsafe(no_mangle)]
@@ -233,7 +237,8 @@ pub unsafe extern "C" fn kvf_agent_plugin_info(
 
 /// Makes a backend of a plugin. Any thread.
 ///
-/// @return `KVF_ERR_NOT_FOUND` for an unknown plugin, `KVF_ERR_NOT_ALLOWED` if there is one already.
+/// @return `KVF_ERR_NOT_FOUND` for an unknown plugin, `KVF_ERR_NOT_ALLOWED` if there is one
+///         already.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_create_backend(
@@ -266,7 +271,8 @@ pub unsafe extern "C" fn kvf_agent_backends(
     })
 }
 
-/// What a backend offers, now that it exists. Outputs as for `kvf_agent_plugin_info()`. Any thread.
+/// What a backend offers, now that it exists. Outputs as for `kvf_agent_plugin_info()`. Any
+/// thread.
 ///
 /// @return `KVF_ERR_NOT_FOUND` for an unknown backend.
 #[unsafe(no_mangle)]
@@ -295,15 +301,15 @@ pub unsafe extern "C" fn kvf_agent_backend_info(
     })
 }
 
-/// Registers memory: makes ranges available for transfers by this agent and, through its metadata,
-/// to its peers. All or none. The memory stays the caller's and must stay mapped until it is
-/// deregistered or the agent is destroyed. Any thread.
+/// Registers memory: makes ranges available for transfers by this agent and, through its
+/// metadata, to its peers. All or none. The memory stays the caller's and must stay mapped until
+/// it is deregistered or the agent is destroyed. Any thread.
 ///
 /// @param mem_kind  One of `KVF_MEM_…`, for all ranges.
 /// @param descs     The ranges; at least one.
 /// @param backends  Names of the backends to register with; 0 of them is all that serve the kind.
-/// @return `KVF_ERR_INVALID_ARGUMENT` for a range that is empty, wraps around, or (host memory) is
-///         not mapped; `KVF_ERR_NO_BACKEND` if no backend serves the kind.
+/// @return `KVF_ERR_INVALID_ARGUMENT` for a range that is empty, wraps around, or (host memory)
+///         is not mapped; `KVF_ERR_NO_BACKEND` if no backend serves the kind.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_register(
@@ -327,8 +333,8 @@ pub unsafe extern "C" fn kvf_agent_register(
     })
 }
 
-/// Takes registered ranges back; arguments as they were for `kvf_agent_register()`. Peers that hold
-/// older metadata are not told: see to it that they are done. Any thread.
+/// Takes registered ranges back; arguments as they were for `kvf_agent_register()`. Peers that
+/// hold older metadata are not told: see to it that they are done. Any thread.
 ///
 /// @return `KVF_ERR_NOT_FOUND` or `KVF_ERR_NOT_REGISTERED` for a range that is not registered;
 ///         `KVF_ERR_BUSY` if transfers of this agent in these ranges have not come to rest within
@@ -356,8 +362,8 @@ pub unsafe extern "C" fn kvf_agent_deregister(
     })
 }
 
-/// Asks a backend what it knows about ranges that need not be registered (the size of a file, say).
-/// Any thread.
+/// Asks a backend what it knows about ranges that need not be registered (the size of a file,
+/// say). Any thread.
 ///
 /// @param results  One for each range; free with `kvf_query_list_free()`.
 #[unsafe(no_mangle)]
@@ -386,9 +392,9 @@ pub unsafe extern "C" fn kvf_agent_query_memory(
     })
 }
 
-/// This agent's metadata: all that a peer needs to reach it and the memory registered so far. Send
-/// it to peers by any way (`kvf_side_channel_…` is one); they pass it to `kvf_agent_add_remote()`.
-/// Any thread.
+/// This agent's metadata: all that a peer needs to reach it and the memory registered so far.
+/// Send it to peers by any way (`kvf_side_channel_…` is one); they pass it to
+/// `kvf_agent_add_remote()`. Any thread.
 ///
 /// @param metadata  Bytes, not text; free with `kvf_buffer_free()`.
 #[unsafe(no_mangle)]
@@ -445,8 +451,8 @@ pub unsafe extern "C" fn kvf_agent_partial_metadata(
 /// @param metadata  As the peer got it from `kvf_agent_metadata()`; borrowed.
 /// @param name      Receives the peer's name; free with `kvf_buffer_free()`. May be NULL.
 /// @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not such metadata, truncated ones, or a
-///         peer that this transport cannot reach. `KVF_ERR_INVALID_STATE` (`nixl`) if a peer of this
-///         name is known and this is another: call `kvf_agent_remove_remote()` first.
+///         peer that this transport cannot reach. `KVF_ERR_INVALID_STATE` (`nixl`) if a peer of
+///         this name is known and this is another: call `kvf_agent_remove_remote()` first.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_add_remote(
@@ -473,8 +479,8 @@ pub unsafe extern "C" fn kvf_agent_add_remote(
 
 /// Forgets a peer and disconnects from it. Transfers with it fail. Any thread.
 ///
-/// @return `KVF_ERR_NOT_FOUND` for an unknown peer; `KVF_ERR_BUSY` if its transfers have not come to
-///         rest within the drain timeout: it is still known then, call again.
+/// @return `KVF_ERR_NOT_FOUND` for an unknown peer; `KVF_ERR_BUSY` if its transfers have not come
+///         to rest within the drain timeout: it is still known then, call again.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_agent_remove_remote(
@@ -664,8 +670,8 @@ pub unsafe extern "C" fn kvf_agent_notify(
     })
 }
 
-/// Takes all messages that have arrived. Never blocks. With `KVF_PROGRESS_CALLER` this is also what
-/// answers peers: call it often. Any thread.
+/// Takes all messages that have arrived. Never blocks. With `KVF_PROGRESS_CALLER` this is also
+/// what answers peers: call it often. Any thread.
 ///
 /// @param backends       Backends to look at; 0 of them is all.
 /// @param notifications  Free with `kvf_notification_list_free()` (not needed when `len` is 0).
@@ -692,7 +698,8 @@ pub unsafe extern "C" fn kvf_agent_notifications(
 }
 
 /// How many messages wait to be taken. Never blocks, and answers peers as
-/// `kvf_agent_notifications()` does: the cheaper call for a loop that mostly finds none. Any thread.
+/// `kvf_agent_notifications()` does: the cheaper call for a loop that mostly finds none. Any
+/// thread.
 ///
 /// @param count  Receives their number.
 #[unsafe(no_mangle)]

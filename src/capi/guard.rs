@@ -24,8 +24,10 @@ pub(super) fn guard(body: impl FnOnce() -> Result<()>) -> kvf_status {
         Ok(Err(e)) => fail(&e),
         Err(payload) => {
             let text = panic_text(&*payload);
-            // A payload whose own destructor panics must not escape either.
-            let _ = catch_unwind(AssertUnwindSafe(move || drop(payload)));
+            // A payload whose own destructor panics must not escape either, nor what that throws.
+            if let Err(worse) = catch_unwind(AssertUnwindSafe(move || drop(payload))) {
+                std::mem::forget(worse);
+            }
             fail(&Error::new(Status::Internal, format!("panic: {text}")))
         }
     }

@@ -149,14 +149,15 @@ pub(super) unsafe fn opt_out<'a, T>(
     unsafe { out(ptr, what) }.map(Some)
 }
 
-/// Largest option struct that is believed, so that a stray `struct_size` does not make us read on.
+/// Largest option struct that is believed, so that a stray `struct_size` does not make us read
+/// on.
 const MAX_STRUCT: usize = 512;
 
 /// An option struct whose first field is its `struct_size`, or all zero for NULL.
 ///
 /// A caller built against an older header passes a smaller struct: what is missing is zero, and
-/// zero is every field's default. One built against a newer header passes a larger struct: that is
-/// fine as long as what we do not know is zero.
+/// zero is every field's default. One built against a newer header passes a larger struct: that
+/// is fine as long as what we do not know is zero.
 ///
 /// # Safety
 /// A non-null `ptr` points to a struct of as many bytes as its first 32 bits say.

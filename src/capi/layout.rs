@@ -111,8 +111,8 @@ pub struct kvf_region {
     pub base: u64,
     /// Bytes from the start of one page to the start of the next; 0 is `page_len`.
     pub page_stride: u64,
-    /// Bytes of a page. For `kvf_dense_layers` and its like 0 is what the layer needs; anything else
-    /// is checked to be just that.
+    /// Bytes of a page. For `kvf_dense_layers` and its like 0 is what the layer needs; anything
+    /// else is checked to be just that.
     pub page_len: u64,
     /// Number of pages.
     pub page_count: u64,
@@ -130,10 +130,11 @@ pub struct kvf_region {
 pub struct kvf_group {
     /// One of `KVF_GROUP_…`.
     pub kind: u32,
-    /// Tokens of one block on this rank: what block ids name. For state groups 1, which 0 means too.
+    /// Tokens of one block on this rank: what block ids name. For state groups 1, which 0 means
+    /// too.
     pub tokens_per_block: u32,
-    /// Pages that one block id stands for in each region: block `b` is pages `b * kernel_blocks` and
-    /// following. Divides `tokens_per_block`; 0 is 1.
+    /// Pages that one block id stands for in each region: block `b` is pages `b * kernel_blocks`
+    /// and following. Divides `tokens_per_block`; 0 is 1.
     pub kernel_blocks: u32,
     /// Tokens of the window or chunk; 0 for other kinds, and where lists are never cut.
     pub window: u32,
@@ -166,8 +167,8 @@ pub struct kvf_part {
     pub head_first: u32,
     /// Number of heads held here, at least 1.
     pub head_count: u32,
-    /// Rows in a page: the page's tokens, or 1 if the page may not be split by token. For state: any
-    /// number, the same on both sides.
+    /// Rows in a page: the page's tokens, or 1 if the page may not be split by token. For state:
+    /// any number, the same on both sides.
     pub rows: u32,
     /// Bytes from one head to the next.
     pub head_stride: u64,
@@ -180,8 +181,8 @@ pub struct kvf_part {
 }
 
 /// Attention layers with heads, of one shape. Their numbers are `layers`, or else count up from
-/// `first_layer`. This rank's share of the heads follows from `kvf_parallel`; with fewer heads than
-/// ranks, neighbouring ranks hold the same.
+/// `first_layer`. This rank's share of the heads follows from `kvf_parallel`; with fewer heads
+/// than ranks, neighbouring ranks hold the same.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_dense_layers {
@@ -211,8 +212,8 @@ pub struct kvf_dense_layers {
     pub regions_len: usize,
 }
 
-/// Layers with one vector per token, the same on every rank: MLA, indexer caches. Their numbers are
-/// `layers`, or else count up from `first_layer`.
+/// Layers with one vector per token, the same on every rank: MLA, indexer caches. Their numbers
+/// are `layers`, or else count up from `first_layer`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_latent_layers {
@@ -238,7 +239,8 @@ pub struct kvf_latent_layers {
     pub regions_len: usize,
 }
 
-/// One sub-projection of a convolution state: x, B or C of Mamba 2, Q, K or V of linear attention.
+/// One sub-projection of a convolution state: x, B or C of Mamba 2, Q, K or V of linear
+/// attention.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct kvf_sub_projection {
@@ -249,8 +251,9 @@ pub struct kvf_sub_projection {
     pub channels_per_unit: u32,
 }
 
-/// Layers with recurrent state: a page is one state, the convolution sub-projections one after the
-/// other and then the SSM state. Their numbers are `layers`, or else count up from `first_layer`.
+/// Layers with recurrent state: a page is one state, the convolution sub-projections one after
+/// the other and then the SSM state. Their numbers are `layers`, or else count up from
+/// `first_layer`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_state_layers {
@@ -278,16 +281,16 @@ pub struct kvf_state_layers {
     pub layers: *const u32,
     /// How many there are; 0 is as many as there are regions.
     pub layers_len: usize,
-    /// Their memory, one region for each layer. `page_stride` is the distance between the states of
-    /// consecutive block ids.
+    /// Their memory, one region for each layer. `page_stride` is the distance between the states
+    /// of consecutive block ids.
     pub regions: *const kvf_region,
     /// Number of regions.
     pub regions_len: usize,
 }
 
-/// What a layout is made of. Start from `kvf_layout_options_default()`; zero is the default of every
-/// field. Common models need `parallel`, `groups`, and `dense`, `latent` or `state`; anything else can
-/// be said with `regions` and `parts`, alone or besides.
+/// What a layout is made of. Start from `kvf_layout_options_default()`; zero is the default of
+/// every field. Common models need `parallel`, `groups`, and `dense`, `latent` or `state`;
+/// anything else can be said with `regions` and `parts`, alone or besides.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_layout_options {
@@ -313,8 +316,8 @@ pub struct kvf_layout_options {
     pub state: *const kvf_state_layers,
     /// Number of sets of them.
     pub state_len: usize,
-    /// Regions for `parts`: the first ones of the layout. Those of the layers follow in the order of
-    /// `dense`, `latent` and `state`.
+    /// Regions for `parts`: the first ones of the layout. Those of the layers follow in the order
+    /// of `dense`, `latent` and `state`.
     pub regions: *const kvf_region,
     /// Their number.
     pub regions_len: usize,
@@ -356,9 +359,9 @@ pub(super) static LAYOUTS: Lazy<Table<Layout>> = Lazy::new(|| Table::new(5, "lay
 ///
 /// @param options  Borrowed; not NULL.
 /// @param layout   Receives the handle; end it with `kvf_layout_destroy()`.
-/// @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a layout that cannot be:
-///         cells outside their page or on top of each other, sizes that do not divide, addresses that
-///         wrap around.
+/// @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a layout that cannot
+///         be: cells outside their page or on top of each other, sizes that do not divide,
+///         addresses that wrap around.
 ///
 /// # Safety
 /// Pointers are valid as the header's conventions say; this holds for all functions below.
@@ -391,8 +394,8 @@ pub extern "C" fn kvf_layout_destroy(layout: kvf_layout) -> kvf_status {
     guard(|| LAYOUTS.remove(layout.id).map(drop))
 }
 
-/// The layout as bytes, in the form in which ranks exchange theirs: versioned, compact (some KB), and
-/// the same bytes for the same layout. Any thread.
+/// The layout as bytes, in the form in which ranks exchange theirs: versioned, compact (some KB),
+/// and the same bytes for the same layout. Any thread.
 ///
 /// @param bytes  Free with `kvf_buffer_free()`.
 #[unsafe(no_mangle)]
@@ -409,12 +412,12 @@ pub unsafe extern "C" fn kvf_layout_encode(
     })
 }
 
-/// A layout from the bytes that `kvf_layout_encode()` gave, in this or another process. They need not
-/// be trusted: what is returned has passed every check of `kvf_layout_create()`. Any thread.
+/// A layout from the bytes that `kvf_layout_encode()` gave, in this or another process. They need
+/// not be trusted: what is returned has passed every check of `kvf_layout_create()`. Any thread.
 ///
 /// @param layout  Receives the handle; end it with `kvf_layout_destroy()`.
-/// @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not a sound layout: the message says at which
-///         byte, or which field.
+/// @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not a sound layout: the message says at
+///         which byte, or which field.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_layout_decode(
@@ -457,8 +460,8 @@ pub unsafe extern "C" fn kvf_layout_describe(
     })
 }
 
-/// Takes the tables out, with every default filled in: what the builders made of the layers, say, or
-/// what a peer has sent. Any thread.
+/// Takes the tables out, with every default filled in: what the builders made of the layers, say,
+/// or what a peer has sent. Any thread.
 ///
 /// @param tables  Free with `kvf_layout_tables_free()`.
 #[unsafe(no_mangle)]
@@ -496,12 +499,14 @@ pub unsafe extern "C" fn kvf_layout_tables_free(tables: *mut kvf_layout_tables) 
     });
 }
 
-/// The heads that one rank holds, as `kvf_dense_layers` deals them out. Heads go to ranks in order;
-/// with fewer heads than ranks each rank holds one, and neighbouring ranks hold the same. Any thread.
+/// The heads that one rank holds, as `kvf_dense_layers` deals them out. Heads go to ranks in
+/// order; with fewer heads than ranks each rank holds one, and neighbouring ranks hold the same.
+/// Any thread.
 ///
 /// @param first  Receives the first head.
 /// @param count  Receives their number.
-/// @return `KVF_ERR_INVALID_ARGUMENT` if neither of `heads_total` and `tp_size` divides the other.
+/// @return `KVF_ERR_INVALID_ARGUMENT` if neither of `heads_total` and `tp_size` divides the
+///         other.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_layout_shard(

@@ -165,8 +165,9 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// Installs the logger with the first call that could log. Not when the library is loaded, and not
-/// over one that the program has (a Rust program that uses the crate). Returns whether it is ours.
+/// Installs the logger with the first call that could log. Not when the library is loaded, and
+/// not over one that the program has (a Rust program that uses the crate). Returns whether it is
+/// ours.
 pub(super) fn init() -> bool {
     static ONCE: Once = Once::new();
     static OURS: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);

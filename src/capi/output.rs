@@ -7,8 +7,8 @@ use crate::transport::{Notification, Params};
 
 /// Bytes that the library has allocated. Free with `kvf_buffer_free()`.
 ///
-/// `data` is NULL when `len` is 0. Where the content is text it is UTF-8, `len` does not count the
-/// terminating NUL, and there is one.
+/// `data` is NULL when `len` is 0. Where the content is text it is UTF-8, `len` does not count
+/// the terminating NUL, and there is one.
 #[repr(C)]
 #[derive(Debug)]
 pub struct kvf_buffer {
@@ -52,7 +52,8 @@ pub struct kvf_param_list {
 #[repr(C)]
 #[derive(Debug)]
 pub struct kvf_notification {
-    /// Name of the agent that sent it; NUL-terminated UTF-8.
+    /// Name of the agent that sent it, as that agent gives it; NUL-terminated UTF-8. Whoever
+    /// holds this agent's metadata can send under any name.
     pub from: *const c_char,
     /// Its bytes; any bytes, not terminated. NULL when `payload_len` is 0.
     pub payload: *const u8,

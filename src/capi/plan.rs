@@ -27,8 +27,8 @@ pub const KVF_DIRECTION_PUSH: u32 = 1;
 pub const KVF_PEER_IDLE: u32 = 0;
 /// Bytes are copied, and it is notified when they are in.
 pub const KVF_PEER_TRANSFER: u32 = 1;
-/// No bytes, since what it holds is had from another rank; but it keeps a request's blocks until it
-/// hears that they are no longer wanted, and this local rank is the one to tell it.
+/// No bytes, since what it holds is had from another rank; but it keeps a request's blocks until
+/// it hears that they are no longer wanted, and this local rank is the one to tell it.
 pub const KVF_PEER_NOTIFY_ONLY: u32 = 2;
 
 /// The copies between one local rank and a remote engine. All zero is the null handle.
@@ -39,8 +39,8 @@ pub struct kvf_plan {
     pub id: u64,
 }
 
-/// Choices for `kvf_plan_build()`. Start from `kvf_plan_options_default()`; zero is the default of
-/// every field.
+/// Choices for `kvf_plan_build()`. Start from `kvf_plan_options_default()`; zero is the default
+/// of every field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_plan_options {
@@ -48,10 +48,11 @@ pub struct kvf_plan_options {
     pub struct_size: u32,
     /// One of `KVF_DIRECTION_…`: which way the bytes go, seen from the local rank.
     pub direction: u32,
-    /// 1 leaves lanes that are adjacent in memory as they are, for comparison; the same bytes move.
+    /// 1 leaves lanes that are adjacent in memory as they are, for comparison; the same bytes
+    /// move.
     pub keep_lanes: u8,
-    /// 1 accepts block sizes of which neither divides the other (48 and 32 tokens). They are refused
-    /// otherwise, because such a pair is far more often a mistake.
+    /// 1 accepts block sizes of which neither divides the other (48 and 32 tokens). They are
+    /// refused otherwise, because such a pair is far more often a mistake.
     pub uneven_blocks: u8,
     /// Zero.
     pub reserved: [u8; 6],
@@ -74,8 +75,8 @@ pub struct kvf_group_side {
     pub dcp_size: u32,
     /// Tokens that go to one rank before the next rank's turn; 0 is one whole block.
     pub dcp_interleave: u32,
-    /// Groups of one side with the same number draw their block ids from one pool, so that one id in
-    /// two of them is the same memory.
+    /// Groups of one side with the same number draw their block ids from one pool, so that one id
+    /// in two of them is the same memory.
     pub pool: u32,
     /// Zero.
     pub reserved: u32,
@@ -91,8 +92,8 @@ pub struct kvf_group_geometry {
     pub kind: u32,
     /// Tokens of the window or chunk; 0 for other kinds, and where lists are never cut.
     pub window: u32,
-    /// Tokens that a lane of the group copies at a time: the longest run that lies in one page of one
-    /// rank on both sides. Follows from the rest, and is not looked at on the way in.
+    /// Tokens that a lane of the group copies at a time: the longest run that lies in one page of
+    /// one rank on both sides. Follows from the rest, and is not looked at on the way in.
     pub atom_tokens: u32,
     /// Zero.
     pub reserved: u32,
@@ -112,8 +113,8 @@ pub struct kvf_peer {
     pub pp_rank: u32,
     /// One of `KVF_PEER_…`: what the local rank has to do with it.
     pub role: u32,
-    /// How many ranks of the local engine notify it about one request (pull), or how many write to
-    /// it (push). 0 when that cannot be told from the layouts given.
+    /// How many ranks of the local engine notify it about one request (pull), or how many write
+    /// to it (push). 0 when that cannot be told from the layouts given.
     pub notifiers: u32,
 }
 
@@ -157,8 +158,8 @@ pub struct kvf_lane {
     pub peer: u32,
     /// Index of the group whose block ids apply.
     pub group: u32,
-    /// Which share of the tokens the local rank keeps, if its side of the group is spread over ranks;
-    /// else 0.
+    /// Which share of the tokens the local rank keeps, if its side of the group is spread over
+    /// ranks; else 0.
     pub local_shard: u32,
     /// The same for the remote rank.
     pub remote_shard: u32,
@@ -230,12 +231,12 @@ pub struct kvf_plan_tables {
 
 /// The block ids of one group of a request.
 ///
-/// Ids are logical blocks, in the order of their tokens; those of the side that is written must all
-/// differ. A list may begin later than the request: the consumer lists only what it does not have yet,
-/// and windowed groups only what is still in the window. Where a list begins is stated
+/// Ids are logical blocks, in the order of their tokens; those of the side that is written must
+/// all differ. A list may begin later than the request: the consumer lists only what it does not
+/// have yet, and windowed groups only what is still in the window. Where a list begins is stated
 /// (`local_first`), or follows from the number of tokens, or else the lists end together and the
-/// producer's starts at the first token. A group whose consumer lists nothing is left out. States pair
-/// one to one.
+/// producer's starts at the first token. A group whose consumer lists nothing is left out. States
+/// pair one to one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_group_blocks {
@@ -247,9 +248,11 @@ pub struct kvf_group_blocks {
     pub remote: *const u32,
     /// Their number.
     pub remote_len: usize,
-    /// How many blocks of the request come before the first of `local`, if `has_local_first` is 1.
+    /// How many blocks of the request come before the first of `local`, if `has_local_first` is
+    /// 1.
     pub local_first: u32,
-    /// How many blocks of the request come before the first of `remote`, if `has_remote_first` is 1.
+    /// How many blocks of the request come before the first of `remote`, if `has_remote_first` is
+    /// 1.
     pub remote_first: u32,
     /// 1 if `local_first` is stated.
     pub has_local_first: u8,
@@ -285,8 +288,8 @@ pub struct kvf_range_list {
     pub len: usize,
 }
 
-/// What of a group's destination blocks a request fills. Positions count tokens of the request; in
-/// state groups, blocks.
+/// What of a group's destination blocks a request fills. Positions count tokens of the request;
+/// in state groups, blocks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct kvf_coverage {
@@ -297,8 +300,8 @@ pub struct kvf_coverage {
     /// Positions at the beginning of the first destination block that are not copied: outside the
     /// window.
     pub missing_head: u64,
-    /// Positions at the end of the last destination block that are not copied: the producer has not
-    /// got them. Their bytes are what they were before.
+    /// Positions at the end of the last destination block that are not copied: the producer has
+    /// not got them. Their bytes are what they were before.
     pub missing_tail: u64,
 }
 
@@ -318,18 +321,18 @@ pub struct kvf_expand_stats {
 
 pub(super) static PLANS: Lazy<Table<Plan>> = Lazy::new(|| Table::new(6, "plan"));
 
-/// Plans the transfers between a local rank and the ranks of a remote engine: any two layouts of one
-/// model. The plan holds for every request between the two; its size depends on the model's shape,
-/// not on the cache. It keeps nothing of the layouts. Any thread.
+/// Plans the transfers between a local rank and the ranks of a remote engine: any two layouts of
+/// one model. The plan holds for every request between the two; its size depends on the model's
+/// shape, not on the cache. It keeps nothing of the layouts. Any thread.
 ///
 /// @param local    The layout of this rank.
-/// @param remotes  The layouts of the engine's ranks. Those that this rank has nothing to do with may
-///                 be left out; the error says which is needed if too many are. Their order is that
-///                 of the plan's peers.
+/// @param remotes  The layouts of the engine's ranks. Those that this rank has nothing to do with
+///                 may be left out; the error says which is needed if too many are. Their order
+///                 is that of the plan's peers.
 /// @param options  May be NULL.
 /// @param plan     Receives the handle; end it with `kvf_plan_destroy()`.
-/// @return `KVF_ERR_MISMATCH`, naming the field and both values, where the two sides cannot mean the
-///         same content.
+/// @return `KVF_ERR_MISMATCH`, naming the field and both values, where the two sides cannot mean
+///         the same content.
 ///
 /// # Safety
 /// Pointers are valid as the header's conventions say; this holds for all functions below.
@@ -373,8 +376,8 @@ pub unsafe extern "C" fn kvf_plan_build(
 ///
 /// @param custom  Borrowed; not NULL.
 /// @param plan    Receives the handle; end it with `kvf_plan_destroy()`.
-/// @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a lane whose group, peer or
-///         share is not there, or whose last byte is beyond the address space.
+/// @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a lane whose group,
+///         peer or share is not there, or whose last byte is beyond the address space.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_plan_create(
@@ -468,19 +471,19 @@ pub unsafe extern "C" fn kvf_plan_tables_free(tables: *mut kvf_plan_tables) {
 
 /// Turns the block ids of a request into exactly the ranges that are copied. A queue does this by
 /// itself; it is here for engines that post transfers of their own, and for whoever wants to see.
-/// Ranges of one peer and kind of memory are together; neighbours that follow each other on both sides
-/// are one. Any thread.
+/// Ranges of one peer and kind of memory are together; neighbours that follow each other on both
+/// sides are one. Any thread.
 ///
 /// @param groups    One entry for each group of the plan.
 /// @param tokens    Tokens of the request that the producer holds, from the first one; 0 is "not
 ///                  stated".
-/// @param coverage  Receives `groups_len` entries: what of the destination blocks is filled. May be
-///                  NULL.
+/// @param coverage  Receives `groups_len` entries: what of the destination blocks is filled. May
+///                  be NULL.
 /// @param stats     Receives the figures. May be NULL.
 /// @param ranges    Free with `kvf_range_list_free()`. May be NULL, for the figures alone.
-/// @return `KVF_ERR_INVALID_ARGUMENT` for ids out of range, a destination block that occurs twice, a
-///         position that cannot be inferred; `KVF_ERR_MISMATCH` for counts that do not fit, or a
-///         consumer's block that the producer's list does not cover;
+/// @return `KVF_ERR_INVALID_ARGUMENT` for ids out of range, a destination block that occurs
+///         twice, a position that cannot be inferred; `KVF_ERR_MISMATCH` for counts that do not
+///         fit, or a consumer's block that the producer's list does not cover;
 ///         `KVF_ERR_RESOURCE_EXHAUSTED` for more than 16,777,216 ranges.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -548,8 +551,8 @@ pub unsafe extern "C" fn kvf_range_list_free(list: *mut kvf_range_list) {
     });
 }
 
-/// The block ids of a request as C hands them over. On the way of every submit: text is made only for
-/// errors.
+/// The block ids of a request as C hands them over. On the way of every submit: text is made only
+/// for errors.
 ///
 /// # Safety
 /// As for [`bounded`], and the pointers in the elements are valid.

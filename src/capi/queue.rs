@@ -24,16 +24,18 @@ pub struct kvf_queue {
     pub id: u64,
 }
 
-/// How a queue works. Start from `kvf_queue_options_default()`; zero is the default of every field.
+/// How a queue works. Start from `kvf_queue_options_default()`; zero is the default of every
+/// field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_queue_options {
     /// `sizeof(kvf_queue_options)`.
     pub struct_size: u32,
-    /// Requests that may be outstanding: submitted, and their completions not yet polled. 0 is 4,096.
+    /// Requests that may be outstanding: submitted, and their completions not yet polled. 0 is
+    /// 4,096.
     pub capacity: u32,
-    /// Bytes that one post moves at most. Smaller slices let requests take turns more often, larger
-    /// ones cost fewer posts. 0 is 8 MiB.
+    /// Bytes that one post moves at most. Smaller slices let requests take turns more often,
+    /// larger ones cost fewer posts. 0 is 8 MiB.
     pub slice_bytes: u64,
     /// Descriptors that one post has at most. 0 is 1,024.
     pub slice_descriptors: u32,
@@ -46,7 +48,8 @@ unsafe impl Plain for kvf_queue_options {
     const FIRST_SIZE: usize = 24;
 }
 
-/// A request to hand over. Start from `kvf_submission_default()`. All of it is copied by the call.
+/// A request to hand over. Start from `kvf_submission_default()`. All of it is copied by the
+/// call.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_submission {
@@ -58,8 +61,8 @@ pub struct kvf_submission {
     pub reserved: [u8; 3],
     /// What goes where.
     pub plan: kvf_plan,
-    /// For each peer of the plan the name of its agent, as `kvf_agent_add_remote()` gave it; an empty
-    /// string will do for peers that are idle.
+    /// For each peer of the plan the name of its agent, as `kvf_agent_add_remote()` gave it; an
+    /// empty string will do for peers that are idle.
     pub agents: *const *const c_char,
     /// Their number: that of the plan's peers.
     pub agents_len: usize,
@@ -73,8 +76,8 @@ pub struct kvf_submission {
     pub notification: *const u8,
     /// Its length; 0 sends none, unless `has_notification` is 1.
     pub notification_len: usize,
-    /// The request fails with `KVF_ERR_TIMEOUT` if it is not through after so many milliseconds; 0 is
-    /// no limit.
+    /// The request fails with `KVF_ERR_TIMEOUT` if it is not through after so many milliseconds;
+    /// 0 is no limit.
     pub deadline_ms: u64,
 }
 
@@ -88,9 +91,10 @@ pub const KVF_COMPLETION_TEXT: usize = 256;
 
 /// What became of a request.
 ///
-/// With status `KVF_OK` every byte is in place; with an error any part of the destination blocks may
-/// have been written. Either way nothing will be written any more: the blocks are the caller's again.
-/// Times are in nanoseconds since the request was submitted; 0 is "did not get there".
+/// With status `KVF_OK` every byte is in place; with an error any part of the destination blocks
+/// may have been written. Either way nothing will be written any more: the blocks are the
+/// caller's again. Times are in nanoseconds since the request was submitted; 0 is "did not get
+/// there".
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_completion {
@@ -183,12 +187,13 @@ pub unsafe extern "C" fn kvf_queue_create(
     })
 }
 
-/// Hands a request over and returns at once; the work is done on the queue's thread. What is wrong
-/// with the block ids shows in the completion, and only what can be seen at a glance is refused here.
+/// Hands a request over and returns at once; the work is done on the queue's thread. What is
+/// wrong with the block ids shows in the completion, and only what can be seen at a glance is
+/// refused here.
 ///
 /// @param ticket  Receives the request's name: never 0, never used twice by one queue.
-/// @return `KVF_ERR_BUSY` if as many requests as the queue holds are outstanding: poll, then repeat.
-///         Any thread.
+/// @return `KVF_ERR_BUSY` if as many requests as the queue holds are outstanding: poll, then
+///         repeat. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_queue_submit(
@@ -264,7 +269,7 @@ pub unsafe extern "C" fn kvf_queue_poll(
     })
 }
 
-/// Blocks until there is a completion to poll, or the time is over.
+/// Blocks until there is a completion to poll, the queue has ended, or the time is over.
 ///
 /// @param ready  Receives 1 if there is one, 0 if not. Any thread.
 #[unsafe(no_mangle)]
@@ -285,8 +290,8 @@ pub unsafe extern "C" fn kvf_queue_wait(
     })
 }
 
-/// Asks a request to stop. It completes with `KVF_ERR_CANCELED` once it has come to rest, or as it
-/// would have if it was through already. Harmless on one that has completed.
+/// Asks a request to stop. It completes with `KVF_ERR_CANCELED` once it has come to rest, or as
+/// it would have if it was through already. Harmless on one that has completed.
 ///
 /// @return `KVF_ERR_NOT_FOUND` for a ticket that this queue has not given out. Any thread.
 #[unsafe(no_mangle)]
@@ -323,8 +328,8 @@ pub unsafe extern "C" fn kvf_queue_stats_get(
     })
 }
 
-/// A file descriptor that is readable while there are completions to poll, for event loops. It belongs
-/// to the queue and is closed with it: wait on it, do not read or close it. Any thread.
+/// A file descriptor that is readable while there are completions to poll, for event loops. It
+/// belongs to the queue and is closed with it: wait on it, do not read or close it. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_queue_event_fd(queue: kvf_queue, fd: *mut c_int) -> kvf_status {
@@ -336,12 +341,12 @@ pub unsafe extern "C" fn kvf_queue_event_fd(queue: kvf_queue, fd: *mut c_int) ->
     })
 }
 
-/// Ends a queue. Requests that it has accepted are carried out for up to `drain_ms`; then what is left
-/// is cancelled and waited for, for as long again but at least 100 ms. Completions that have not been
-/// polled are lost.
+/// Ends a queue. Requests that it has accepted are carried out for up to `drain_ms`; then what is
+/// left is cancelled and waited for, for as long again but at least 100 ms. Completions that have
+/// not been polled are lost.
 ///
-/// @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must not be
-///         used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
+/// @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must
+///         not be used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvf_queue_destroy(queue: kvf_queue, drain_ms: u64) -> kvf_status {
     guard(|| {

@@ -35,8 +35,8 @@ pub struct kvf_side_channel_options {
     /// `"tcp"`, which NULL means too: one message, a 4-byte big-endian length and the payload, to
     /// each client that connects.
     pub kind: *const c_char,
-    /// Address or host name to listen on; NULL is `127.0.0.1`. Anything that other hosts can reach
-    /// must be asked for: metadata is not authenticated.
+    /// Address or host name to listen on; NULL is `127.0.0.1`. Anything that other hosts can
+    /// reach must be asked for: metadata is not authenticated.
     pub host: *const c_char,
     /// Longest metadata in bytes; 0 is 64 MiB.
     pub max_message_bytes: u64,
@@ -87,8 +87,8 @@ pub unsafe extern "C" fn kvf_side_channel_listen(
     })
 }
 
-/// Replaces the metadata. Clients that connect from now on get the new bytes; none gets a mixture.
-/// Any thread.
+/// Replaces the metadata. Clients that connect from now on get the new bytes; none gets a
+/// mixture. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_side_channel_set_metadata(

@@ -27,8 +27,8 @@ pub const KVF_ERR_INVALID_STATE: kvf_status = -3;
 pub const KVF_ERR_NOT_FOUND: kvf_status = -4;
 /// The transport or one of its backends failed; the message has what it said.
 pub const KVF_ERR_BACKEND: kvf_status = -5;
-/// No transport library was found, or no backend can serve the request; the message says where was
-/// looked and what to install.
+/// No transport library was found, or no backend can serve the request; the message says where
+/// was looked and what to install.
 pub const KVF_ERR_NO_BACKEND: kvf_status = -6;
 /// The time allowed is over. The call may be repeated.
 pub const KVF_ERR_TIMEOUT: kvf_status = -7;
@@ -64,8 +64,8 @@ pub const KVF_ERR_RESOURCE_EXHAUSTED: kvf_status = -21;
 /// object concerned should be destroyed. Please report it.
 pub const KVF_ERR_INTERNAL: kvf_status = -22;
 
-/// A short name such as `"peer lost"`. Never NULL; valid for ever; `"unknown status"` for a number
-/// that this library does not know. Any thread.
+/// A short name such as `"peer lost"`. Never NULL; valid for ever; `"unknown status"` for a
+/// number that this library does not know. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn kvf_status_name(status: kvf_status) -> *const c_char {
@@ -79,9 +79,9 @@ pub extern "C" fn kvf_status_name(status: kvf_status) -> *const c_char {
 }
 
 /// What went wrong in the calling thread's last call that failed: the status name, a colon, and
-/// the details. Never NULL; empty when no call has failed yet. The text stays valid until the next
-/// failing call of the same thread, or its end; successful calls leave it alone. Any thread, each
-/// with its own message.
+/// the details. Never NULL; empty when no call has failed yet. The text stays valid until the
+/// next failing call of the same thread, or its end; successful calls leave it alone. Any thread,
+/// each with its own message.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn kvf_last_error_message() -> *const c_char {

@@ -45,8 +45,8 @@ pub struct kvf_transfer {
     pub id: u64,
 }
 
-/// Choices for making a transfer. Start from `kvf_transfer_options_default()`; zero is the default
-/// of every field.
+/// Choices for making a transfer. Start from `kvf_transfer_options_default()`; zero is the
+/// default of every field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_transfer_options {
@@ -121,9 +121,9 @@ pub(super) fn release_all_of(agent: u64) {
 /// Prepares ranges so that transfers can pick from them by index. Do it once for memory that many
 /// transfers use: all checks and look-ups happen here. Any thread.
 ///
-/// @param remote    Whose memory: NULL for this agent's own as the local side of transfers; the name
-///                  of a remote agent; or this agent's own name for the remote side of transfers
-///                  within the agent (loopback).
+/// @param remote    Whose memory: NULL for this agent's own as the local side of transfers; the
+///                  name of a remote agent; or this agent's own name for the remote side of
+///                  transfers within the agent (loopback).
 /// @param descs     The ranges, inside registered memory; at least one. Borrowed.
 /// @param backends  Backends to prepare for; 0 of them is all that can.
 /// @param list      Receives the handle; end it with `kvf_desc_list_release()`.
@@ -313,14 +313,15 @@ pub unsafe extern "C" fn kvf_transfer_create(
 
 /// Starts a transfer, or starts it again after it has finished.
 ///
-/// Small transfers may be done when it returns; on one host the whole copy can run inside the call.
-/// Any thread.
+/// Small transfers may be done when it returns; on one host the whole copy can run inside the
+/// call. Any thread.
 ///
 /// @param notification      Replaces the notification given when the transfer was made, from this
 ///                          post on; NULL with length 0 leaves that one in place. Borrowed.
-/// @param state             Receives `KVF_TRANSFER_DONE` or `KVF_TRANSFER_IN_PROGRESS`. May be NULL.
-/// @return `KVF_ERR_REPOST_ACTIVE` while it is under way, `KVF_ERR_PEER_LOST` if the peer is gone,
-///         `KVF_ERR_BACKEND` otherwise.
+/// @param state             Receives `KVF_TRANSFER_DONE` or `KVF_TRANSFER_IN_PROGRESS`. May be
+///                          NULL.
+/// @return `KVF_ERR_REPOST_ACTIVE` while it is under way, `KVF_ERR_PEER_LOST` if the peer is
+///         gone, `KVF_ERR_BACKEND` otherwise.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_transfer_post(
@@ -351,11 +352,12 @@ pub unsafe extern "C" fn kvf_transfer_post(
     })
 }
 
-/// Where a transfer stands. Never blocks, not even on a post that another thread is in. Any thread.
+/// Where a transfer stands. Never blocks, not even on a post that another thread is in. Any
+/// thread.
 ///
 /// @param state  Receives `KVF_TRANSFER_DONE` or `KVF_TRANSFER_IN_PROGRESS`.
-/// @return `KVF_ERR_NOT_POSTED` before the first post. Any other error is how the transfer ended; no
-///         byte of it moves any more. `KVF_ERR_CANCELED` after a cancel.
+/// @return `KVF_ERR_NOT_POSTED` before the first post. Any other error is how the transfer ended;
+///         no byte of it moves any more. `KVF_ERR_CANCELED` after a cancel.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_transfer_state(transfer: kvf_transfer, state: *mut i32) -> kvf_status {
@@ -405,8 +407,8 @@ pub unsafe extern "C" fn kvf_transfer_states(
 }
 
 /// Asks a transfer to stop. It has come to rest, and its memory may be used for something else,
-/// when `kvf_transfer_state()` no longer answers `KVF_TRANSFER_IN_PROGRESS`: then it is either done
-/// or `KVF_ERR_CANCELED`. Where a backend cannot stop early, that takes until the bytes are
+/// when `kvf_transfer_state()` no longer answers `KVF_TRANSFER_IN_PROGRESS`: then it is either
+/// done or `KVF_ERR_CANCELED`. Where a backend cannot stop early, that takes until the bytes are
 /// through. Harmless on a transfer that is not under way. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvf_transfer_cancel(transfer: kvf_transfer) -> kvf_status {

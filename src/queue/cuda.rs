@@ -10,7 +10,8 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use crate::error::{Result, Status, bail};
 
-/// Environment variable that names the driver library; for tests and unusual installations.
+/// Environment variable that names the driver library instead of `libcuda.so.1`; for tests and unusual
+/// installations. Documented in docs/development.md.
 pub const LIBRARY_VARIABLE: &str = "KVF_CUDA_LIBRARY";
 
 type CuResult = c_int;

@@ -1,8 +1,9 @@
-/* Bad input to layouts, plans and expand: each is a status whose message names the value, and nothing
- * is written to the outputs. */
+/* Bad input to layouts, plans and expand: each is a status whose message names the value, and
+ * nothing is written to the outputs. */
 #include "plan_fixture.h"
 
-/* --- Layouts -------------------------------------------------------------------------------------- */
+/* --- Layouts
+ * -------------------------------------------------------------------------------------- */
 
 static kvf_group group;
 static kvf_region regions[4];
@@ -72,12 +73,12 @@ static kvf_status create(kvf_layout_options o) {
 }
 
 /* With one thing changed, it is refused, and the message names it. */
-#define REFUSED(text, change)               \
-  do {                                      \
-    fill();                                 \
-    kvf_layout_options o = good;            \
-    change;                                 \
-    CHECK_BAD(INVALID, text, create(o));    \
+#define REFUSED(text, change)            \
+  do {                                   \
+    fill();                              \
+    kvf_layout_options o = good;         \
+    change;                              \
+    CHECK_BAD(INVALID, text, create(o)); \
   } while (0)
 
 static void layouts(void) {
@@ -86,7 +87,7 @@ static void layouts(void) {
   kvf_layout out = {0};
   CHECK_BAD(INVALID, "options is NULL", kvf_layout_create(NULL, &out));
   CHECK_BAD(INVALID, "layout is NULL", kvf_layout_create(&good, NULL));
-  CHECK_BAD(INVALID, "not aligned", kvf_layout_create(&good, (kvf_layout *)((char *)&out + 1)));
+  CHECK_BAD(INVALID, "not aligned", kvf_layout_create(&good, (kvf_layout*)((char*)&out + 1)));
 
   REFUSED("struct_size is 0", o.struct_size = 0);
   REFUSED("struct_size is 128", o.struct_size = 128);
@@ -102,14 +103,14 @@ static void layouts(void) {
   REFUSED("options.groups has length", o.groups_len = SIZE_MAX);
   REFUSED("options.dense is NULL but its length is 1", o.dense = NULL);
   REFUSED("options.parts has length", o.parts_len = (size_t)1 << 40);
-  REFUSED("not aligned", o.parts = (const kvf_part *)((const char *)&part + 1));
+  REFUSED("not aligned", o.parts = (const kvf_part*)((const char*)&part + 1));
 
   kvf_group bad[2];
-#define GROUP(text, change)            \
-  REFUSED(text, {                      \
+#define GROUP(text, change)               \
+  REFUSED(text, {                         \
     memcpy(bad, good.groups, sizeof bad); \
-    change;                            \
-    o.groups = bad;                    \
+    change;                               \
+    o.groups = bad;                       \
   })
   GROUP("options.groups[0]: group kind 5", bad[0].kind = 5);
   GROUP("options.groups[1]: reserved is 7", bad[1].reserved = 7);
@@ -138,8 +139,8 @@ static void layouts(void) {
   REFUSED("first_layer 4294967295",
           (dense.first_layer = UINT32_MAX, dense.regions = two, dense.regions_len = 2));
   const uint32_t twice[] = {4, 4};
-  REFUSED("is also in parts", (dense.layers = twice, dense.layers_len = 2, dense.regions = two,
-                               dense.regions_len = 2));
+  REFUSED("is also in parts",
+          (dense.layers = twice, dense.layers_len = 2, dense.regions = two, dense.regions_len = 2));
   /* Rank 1 of 4: 2 heads of 16 tokens of 4 bytes, twice. */
   REFUSED("page_len 255, and what its layer has in a page is 256", regions[0].page_len = 255);
   fill();
@@ -189,10 +190,11 @@ static void layouts(void) {
   kvf_layout_tables_free(NULL);
 }
 
-/* --- Plans ---------------------------------------------------------------------------------------- */
+/* --- Plans
+ * ---------------------------------------------------------------------------------------- */
 
-static kvf_layout rank_of(uint32_t rank, uint32_t tp, uint32_t heads, uint32_t size, uint32_t tokens,
-                          uint32_t kind, uint32_t format) {
+static kvf_layout rank_of(uint32_t rank, uint32_t tp, uint32_t heads, uint32_t size,
+                          uint32_t tokens, uint32_t kind, uint32_t format) {
   kvf_group g = group_of(kind, tokens);
   g.format = format;
   kvf_region region = pages_at(0x1000000 * (rank + 1), 16);
@@ -209,7 +211,7 @@ static kvf_layout plain(uint32_t rank, uint32_t tp) {
   return rank_of(rank, tp, 8, 4, 16, KVF_GROUP_FULL, 0);
 }
 
-static void build(kvf_status status, const char *text, kvf_layout local, const kvf_layout *remotes,
+static void build(kvf_status status, const char* text, kvf_layout local, const kvf_layout* remotes,
                   size_t len) {
   kvf_plan plan = {0};
   CHECK_BAD(status, text, kvf_plan_build(local, remotes, len, NULL, &plan));
@@ -234,12 +236,13 @@ static void plans(void) {
   build(KVF_ERR_MISMATCH, "", local, &r[1], 1);
 
   const struct {
-    const char *text;
+    const char* text;
     kvf_layout other;
   } cases[] = {
       {"heads: local 8, remote 4", rank_of(0, 1, 4, 4, 16, KVF_GROUP_FULL, 0)},
       {"head size: local 4, remote 8", rank_of(0, 1, 8, 8, 16, KVF_GROUP_FULL, 0)},
-      {"kind: local full attention, remote chunked local", rank_of(0, 1, 8, 4, 16, KVF_GROUP_CHUNKED_LOCAL, 0)},
+      {"kind: local full attention, remote chunked local",
+       rank_of(0, 1, 8, 4, 16, KVF_GROUP_CHUNKED_LOCAL, 0)},
       {"format: local 0, remote 5", rank_of(0, 1, 8, 4, 16, KVF_GROUP_FULL, 5)},
       {"neither divides the other", rank_of(0, 1, 8, 4, 24, KVF_GROUP_FULL, 0)},
   };
@@ -249,11 +252,11 @@ static void plans(void) {
   }
 
   kvf_plan_options o = kvf_plan_options_default();
-#define PLAN(text, change)                                              \
-  do {                                                                  \
-    o = kvf_plan_options_default();                                     \
-    change;                                                             \
-    CHECK_BAD(INVALID, text, kvf_plan_build(local, r, 2, &o, &plan));   \
+#define PLAN(text, change)                                            \
+  do {                                                                \
+    o = kvf_plan_options_default();                                   \
+    change;                                                           \
+    CHECK_BAD(INVALID, text, kvf_plan_build(local, r, 2, &o, &plan)); \
   } while (0)
   PLAN("struct_size is 8", o.struct_size = 8);
   PLAN("options.direction 2", o.direction = 2);
@@ -267,23 +270,23 @@ static void plans(void) {
   kvf_lane lane;
   kvf_plan_custom custom;
   CHECK_BAD(INVALID, "custom is NULL", kvf_plan_create(NULL, &plan));
-#define CUSTOM(text, change)                                      \
-  do {                                                            \
-    memset(&g, 0, sizeof g);                                      \
-    g.local.tokens_per_block = g.remote.tokens_per_block = 16;    \
-    g.local.block_count = g.remote.block_count = 4;               \
-    peer = (kvf_peer){0, 0, KVF_PEER_TRANSFER, 0};                \
-    memset(&lane, 0, sizeof lane);                                \
-    lane.len = 8;                                                 \
-    lane.local.stride = lane.remote.stride = 8;                   \
-    custom = kvf_plan_custom_default();                           \
-    custom.groups = &g;                                           \
-    custom.peers = &peer;                                         \
-    custom.lanes = &lane;                                         \
-    custom.groups_len = custom.peers_len = custom.lanes_len = 1;  \
-    change;                                                       \
-    CHECK_BAD(INVALID, text, kvf_plan_create(&custom, &plan));    \
-    CHECK_EQ(plan.id, 0);                                         \
+#define CUSTOM(text, change)                                     \
+  do {                                                           \
+    memset(&g, 0, sizeof g);                                     \
+    g.local.tokens_per_block = g.remote.tokens_per_block = 16;   \
+    g.local.block_count = g.remote.block_count = 4;              \
+    peer = (kvf_peer){0, 0, KVF_PEER_TRANSFER, 0};               \
+    memset(&lane, 0, sizeof lane);                               \
+    lane.len = 8;                                                \
+    lane.local.stride = lane.remote.stride = 8;                  \
+    custom = kvf_plan_custom_default();                          \
+    custom.groups = &g;                                          \
+    custom.peers = &peer;                                        \
+    custom.lanes = &lane;                                        \
+    custom.groups_len = custom.peers_len = custom.lanes_len = 1; \
+    change;                                                      \
+    CHECK_BAD(INVALID, text, kvf_plan_create(&custom, &plan));   \
+    CHECK_EQ(plan.id, 0);                                        \
   } while (0)
   CUSTOM("struct_size is 12", custom.struct_size = 12);
   CUSTOM("custom.direction 3", custom.direction = 3);
@@ -303,7 +306,8 @@ static void plans(void) {
   CUSTOM("inner.reserved is 1", lane.inner[1].reserved = 1);
   CUSTOM("beyond the address space", lane.remote.base = UINT64_MAX - 8);
   CUSTOM("beyond the address space", lane.local.stride = UINT64_MAX / 2);
-  CUSTOM("beyond the address space", (lane.inner[0].count = 3, lane.inner[0].local_stride = UINT64_MAX));
+  CUSTOM("beyond the address space",
+         (lane.inner[0].count = 3, lane.inner[0].local_stride = UINT64_MAX));
 #undef CUSTOM
 
   kvf_plan_tables tables;
@@ -318,11 +322,12 @@ static void plans(void) {
   kvf_range_list_free(NULL);
 }
 
-/* --- Expand --------------------------------------------------------------------------------------- */
+/* --- Expand
+ * --------------------------------------------------------------------------------------- */
 
 static kvf_plan plan;
 
-static void expand(kvf_status status, const char *text, kvf_group_blocks blocks, uint64_t tokens) {
+static void expand(kvf_status status, const char* text, kvf_group_blocks blocks, uint64_t tokens) {
   kvf_range_list ranges = {0};
   kvf_expand_stats stats;
   memset(&stats, 0x55, sizeof stats);
@@ -340,7 +345,8 @@ static void block_ids(void) {
   kvf_group_blocks one = blocks(IDS(1), IDS(2)), two[2] = {one, one};
   CHECK_BAD(INVALID, "groups is NULL but its length is 1",
             kvf_plan_expand(plan, NULL, 1, 0, NULL, NULL, &ranges));
-  CHECK_BAD(INVALID, "groups has length", kvf_plan_expand(plan, two, SIZE_MAX, 0, NULL, NULL, &ranges));
+  CHECK_BAD(INVALID, "groups has length",
+            kvf_plan_expand(plan, two, SIZE_MAX, 0, NULL, NULL, &ranges));
   CHECK_BAD(INVALID, "2 groups", kvf_plan_expand(plan, two, 2, 0, NULL, NULL, &ranges));
   CHECK_BAD(INVALID, "0 groups", kvf_plan_expand(plan, NULL, 0, 0, NULL, NULL, &ranges));
   CHECK_OK(kvf_plan_expand(plan, &one, 1, 0, NULL, NULL, NULL));

@@ -4,8 +4,8 @@
 
 enum { MAX_RANKS = 8 };
 
-/* K and V of one layer in two regions, head-major, heads of 8 bytes: addresses of rank r of an engine
- * are apart by `step`. */
+/* K and V of one layer in two regions, head-major, heads of 8 bytes: addresses of rank r of an
+ * engine are apart by `step`. */
 typedef struct engine {
   uint32_t tp, tokens;
   uint64_t base, step;
@@ -15,17 +15,19 @@ typedef struct engine {
 static engine engine_of(uint32_t heads, uint32_t tp, uint32_t tokens, uint64_t base) {
   engine e = {tp, tokens, base, 0x100000, {{0}}};
   for (uint32_t r = 0; r < tp; r++) {
-    kvf_region regions[2] = {pages_at(base + r * e.step, 32), pages_at(base + r * e.step + 0x10000, 32)};
-    e.ranks[r] = dense_rank(r, tp, tokens, dense_of(heads, 8, KVF_ORDER_HND, KVF_KV_REGIONS), regions, 2);
+    kvf_region regions[2] = {pages_at(base + r * e.step, 32),
+                             pages_at(base + r * e.step + 0x10000, 32)};
+    e.ranks[r] =
+        dense_rank(r, tp, tokens, dense_of(heads, 8, KVF_ORDER_HND, KVF_KV_REGIONS), regions, 2);
   }
   return e;
 }
 
-static void engine_free(engine *e) {
+static void engine_free(engine* e) {
   for (uint32_t r = 0; r < e->tp; r++) CHECK_OK(kvf_layout_destroy(e->ranks[r]));
 }
 
-static kvf_plan plan_of(kvf_layout local, const engine *remote, const kvf_plan_options *options) {
+static kvf_plan plan_of(kvf_layout local, const engine* remote, const kvf_plan_options* options) {
   kvf_plan plan = {0};
   CHECK_OK(kvf_plan_build(local, remote->ranks, remote->tp, options, &plan));
   CHECK(plan.id != 0);
@@ -39,7 +41,7 @@ static kvf_range_list expanded(kvf_plan plan, kvf_group_blocks group) {
 }
 
 /* The ranges are just these, in any order. */
-static void expect(const kvf_range_list *got, const kvf_range *wanted, size_t len) {
+static void expect(const kvf_range_list* got, const kvf_range* wanted, size_t len) {
   CHECK_EQ(got->len, len);
   for (size_t i = 0; i < len; i++) {
     size_t found = 0;
@@ -53,7 +55,7 @@ static void expect(const kvf_range_list *got, const kvf_range *wanted, size_t le
   }
 }
 
-static uint32_t role_of(kvf_plan plan, uint32_t peer, uint32_t *notifiers) {
+static uint32_t role_of(kvf_plan plan, uint32_t peer, uint32_t* notifiers) {
   kvf_plan_tables t;
   CHECK_OK(kvf_plan_tables_get(plan, &t));
   CHECK(peer < t.peers_len);
@@ -65,8 +67,8 @@ static uint32_t role_of(kvf_plan plan, uint32_t peer, uint32_t *notifiers) {
 }
 
 /* Eight heads. Prefill rank r holds heads 2r and 2r+1, a page of 2 heads of 2 tokens of 8 bytes: 32
- * bytes. Decode rank 0 holds heads 0 to 3, pages of 64 bytes. So it reads ranks 0 and 1, whole pages:
- * rank 0's into the first half of its page, rank 1's into the second. */
+ * bytes. Decode rank 0 holds heads 0 to 3, pages of 64 bytes. So it reads ranks 0 and 1, whole
+ * pages: rank 0's into the first half of its page, rank 1's into the second. */
 static void four_to_two(void) {
   engine prefill = engine_of(8, 4, 2, 0x10000000), decode = engine_of(8, 2, 2, 0x20000000);
   kvf_plan plan = plan_of(decode.ranks[0], &prefill, NULL);
@@ -118,7 +120,8 @@ static void two_to_four(void) {
   kvf_range_list ranges = expanded(plan, blocks(IDS(4), IDS(7)));
   /* Heads 6 and 7 are the second half of the page of rank 1. */
   uint64_t local = 0x20300000 + 4 * 32, remote = 0x10100000 + 7 * 64 + 32;
-  const kvf_range wanted[] = {{1, 0, local, remote, 32}, {1, 0, local + 0x10000, remote + 0x10000, 32}};
+  const kvf_range wanted[] = {{1, 0, local, remote, 32},
+                              {1, 0, local + 0x10000, remote + 0x10000, 32}};
   expect(&ranges, wanted, 2);
   kvf_range_list_free(&ranges);
   uint32_t notifiers = 77;
@@ -186,9 +189,10 @@ static void block_sizes(void) {
   kvf_plan plan = {0};
   CHECK_OK(kvf_plan_build(decode, &prefill, 1, NULL, &plan));
   kvf_range_list ranges = expanded(plan, blocks(IDS(1), IDS(7, 3)));
-  const kvf_range wanted[] = {
-      {0, 0, 0x30000 + 32, 0x10000 + 7 * 16, 16}, {0, 0, 0x30000 + 48, 0x10000 + 3 * 16, 16},
-      {0, 0, 0x40000 + 32, 0x20000 + 7 * 16, 16}, {0, 0, 0x40000 + 48, 0x20000 + 3 * 16, 16}};
+  const kvf_range wanted[] = {{0, 0, 0x30000 + 32, 0x10000 + 7 * 16, 16},
+                              {0, 0, 0x30000 + 48, 0x10000 + 3 * 16, 16},
+                              {0, 0, 0x40000 + 32, 0x20000 + 7 * 16, 16},
+                              {0, 0, 0x40000 + 48, 0x20000 + 3 * 16, 16}};
   expect(&ranges, wanted, 4);
   kvf_range_list_free(&ranges);
   /* The producer has one block of 2 tokens: the second half of the local block stays as it was. */
@@ -236,8 +240,9 @@ static kvf_layout latent_rank(uint32_t rank, uint32_t tp, uint64_t base) {
   return made(o);
 }
 
-/* MLA, four prefill ranks and two decode ranks, the latent on each: every decode rank reads one rank,
- * whole pages of 2 tokens of 20 bytes, and every prefill rank hears from as many as it is told. */
+/* MLA, four prefill ranks and two decode ranks, the latent on each: every decode rank reads one
+ * rank, whole pages of 2 tokens of 20 bytes, and every prefill rank hears from as many as it is
+ * told. */
 static void mla(void) {
   kvf_layout p[4], d[2];
   uint32_t heard[4] = {0}, told[2][4];
@@ -277,7 +282,8 @@ static void push(void) {
   kvf_plan plan = plan_of(prefill.ranks[1], &decode, &o);
   kvf_range_list ranges = expanded(plan, blocks(IDS(3), IDS(5)));
   uint64_t local = 0x10100000 + 3 * 32, remote = 0x20000000 + 5 * 64 + 32;
-  const kvf_range wanted[] = {{0, 0, local, remote, 32}, {0, 0, local + 0x10000, remote + 0x10000, 32}};
+  const kvf_range wanted[] = {{0, 0, local, remote, 32},
+                              {0, 0, local + 0x10000, remote + 0x10000, 32}};
   expect(&ranges, wanted, 2);
   kvf_range_list_free(&ranges);
   kvf_plan_tables t;
@@ -292,11 +298,13 @@ static void push(void) {
   engine_free(&decode);
 }
 
-/* K and V one behind the other in a page: one lane, and two when they are kept apart; the same bytes. */
+/* K and V one behind the other in a page: one lane, and two when they are kept apart; the same
+ * bytes. */
 static void kept_lanes(void) {
   kvf_region p = pages_at(0x10000, 16), d = pages_at(0x20000, 16);
   kvf_dense_layers shape = dense_of(4, 8, KVF_ORDER_HND, KVF_KV_PLANES);
-  kvf_layout prefill = dense_rank(0, 1, 2, shape, &p, 1), decode = dense_rank(0, 1, 2, shape, &d, 1);
+  kvf_layout prefill = dense_rank(0, 1, 2, shape, &p, 1),
+             decode = dense_rank(0, 1, 2, shape, &d, 1);
   kvf_plan merged = {0}, kept = {0};
   kvf_plan_options o = kvf_plan_options_default();
   CHECK_OK(kvf_plan_build(decode, &prefill, 1, &o, &merged));
@@ -396,8 +404,8 @@ static void own_lanes(void) {
   engine_free(&decode);
 }
 
-static bool says(const kvf_buffer *text, const char *part) {
-  return strstr((const char *)text->data, part) != NULL;
+static bool says(const kvf_buffer* text, const char* part) {
+  return strstr((const char*)text->data, part) != NULL;
 }
 
 static void in_words(void) {

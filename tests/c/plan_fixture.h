@@ -9,7 +9,8 @@
 #define INVALID KVF_ERR_INVALID_ARGUMENT
 
 /* An attention layer's shape: `heads` heads of `size` bytes, for K and for V. */
-static inline kvf_dense_layers dense_of(uint32_t heads, uint32_t size, uint32_t order, uint32_t kv) {
+static inline kvf_dense_layers dense_of(uint32_t heads, uint32_t size, uint32_t order,
+                                        uint32_t kv) {
   kvf_dense_layers layers;
   memset(&layers, 0, sizeof layers);
   layers.kv_heads = heads;
@@ -37,7 +38,7 @@ static inline kvf_region pages_at(uint64_t base, uint64_t count) {
 }
 
 static inline kvf_layout_options options_of(uint32_t tp_rank, uint32_t tp_size,
-                                            const kvf_group *groups, size_t groups_len) {
+                                            const kvf_group* groups, size_t groups_len) {
   kvf_layout_options options = kvf_layout_options_default();
   options.parallel.tp_rank = tp_rank;
   options.parallel.tp_size = tp_size;
@@ -55,7 +56,8 @@ static inline kvf_layout made(kvf_layout_options options) {
 
 /* One rank with one group of full attention. */
 static inline kvf_layout dense_rank(uint32_t tp_rank, uint32_t tp_size, uint32_t tokens_per_block,
-                                    kvf_dense_layers layers, const kvf_region *regions, size_t len) {
+                                    kvf_dense_layers layers, const kvf_region* regions,
+                                    size_t len) {
   kvf_group group = group_of(KVF_GROUP_FULL, tokens_per_block);
   kvf_layout_options options = options_of(tp_rank, tp_size, &group, 1);
   layers.regions = regions;
@@ -65,8 +67,8 @@ static inline kvf_layout dense_rank(uint32_t tp_rank, uint32_t tp_size, uint32_t
   return made(options);
 }
 
-static inline kvf_group_blocks blocks(const uint32_t *local, size_t local_len, const uint32_t *remote,
-                                      size_t remote_len) {
+static inline kvf_group_blocks blocks(const uint32_t* local, size_t local_len,
+                                      const uint32_t* remote, size_t remote_len) {
   kvf_group_blocks group;
   memset(&group, 0, sizeof group);
   group.local = local;

@@ -9,14 +9,14 @@ static kvf_layout_tables tables_of(kvf_layout layout) {
   return tables;
 }
 
-static const kvf_part *part_of(const kvf_layout_tables *t, uint32_t layer, uint32_t role) {
+static const kvf_part* part_of(const kvf_layout_tables* t, uint32_t layer, uint32_t role) {
   for (size_t i = 0; i < t->parts_len; i++)
     if (t->parts[i].layer == layer && t->parts[i].role == role) return &t->parts[i];
   FAIL("layer %u has no role %u", layer, role);
 }
 
-/* Rank 1 of 4, 8 heads of 4 elements of 2 bytes, blocks of 16 tokens: 2 heads of 16 tokens of 8 bytes,
- * 256 bytes for K and as many for V. */
+/* Rank 1 of 4, 8 heads of 4 elements of 2 bytes, blocks of 16 tokens: 2 heads of 16 tokens of 8
+ * bytes, 256 bytes for K and as many for V. */
 static void dense_arrangements(void) {
   const struct {
     uint32_t order, kv;
@@ -80,7 +80,8 @@ static void dense_arrangements(void) {
   }
 }
 
-/* A slab per head: 16 tokens of K and V of 4 elements of 2 bytes are 256 bytes that stay together. */
+/* A slab per head: 16 tokens of K and V of 4 elements of 2 bytes are 256 bytes that stay together.
+ */
 static void slabs(void) {
   kvf_region region = pages_at(0x1000, 9);
   kvf_dense_layers layers = dense_of(8, 4, KVF_ORDER_NHD, KVF_KV_SLABS);
@@ -155,7 +156,7 @@ static void hybrid(void) {
   CHECK_EQ(part_of(&t, 3, KVF_ROLE_K)->region, 1);
   CHECK_EQ(part_of(&t, 3, KVF_ROLE_K)->rows, 16);
 
-  const kvf_part *l = part_of(&t, 1, KVF_ROLE_LATENT);
+  const kvf_part* l = part_of(&t, 1, KVF_ROLE_LATENT);
   CHECK_EQ(l->heads_total, 1);
   CHECK_EQ(l->cell_bytes, 1152);
   CHECK_EQ(l->row_stride, 1152);
@@ -166,7 +167,7 @@ static void hybrid(void) {
   const uint64_t offsets[] = {0, 8, 16};
   const uint32_t firsts[] = {4, 4, 4};
   for (uint32_t i = 0; i < 3; i++) {
-    const kvf_part *c = part_of(&t, 2, KVF_ROLE_CONV + i);
+    const kvf_part* c = part_of(&t, 2, KVF_ROLE_CONV + i);
     CHECK_EQ(c->heads_total, 8);
     CHECK_EQ(c->head_first, firsts[i]);
     CHECK_EQ(c->head_count, 4);
@@ -175,7 +176,7 @@ static void hybrid(void) {
     CHECK_EQ(c->head_stride, 2);
     CHECK_EQ(c->row_stride, 24);
   }
-  const kvf_part *s = part_of(&t, 2, KVF_ROLE_SSM);
+  const kvf_part* s = part_of(&t, 2, KVF_ROLE_SSM);
   CHECK_EQ(s->offset, 3 * 24);
   CHECK_EQ(s->head_first, 2);
   CHECK_EQ(s->head_count, 2);
@@ -263,9 +264,9 @@ static void serialised(void) {
   other = (kvf_layout){0};
   for (size_t len = 0; len < a.len; len++) {
     /* A copy of its own, so that a sanitizer sees a byte read too many. */
-    uint8_t *cut = malloc(len + 1);
+    uint8_t* cut = malloc(len + 1);
     CHECK(cut != NULL);
-    uint8_t *start = cut + 1;
+    uint8_t* start = cut + 1;
     memcpy(start, a.data, len);
     CHECK_STATUS(KVF_ERR_PEER_INCOMPATIBLE, kvf_layout_decode(len ? start : NULL, len, &other));
     free(cut);
@@ -293,16 +294,17 @@ static void serialised(void) {
   CHECK_OK(kvf_layout_destroy(layout));
 }
 
-static bool says(const kvf_buffer *text, const char *part) {
-  return strstr((const char *)text->data, part) != NULL;
+static bool says(const kvf_buffer* text, const char* part) {
+  return strstr((const char*)text->data, part) != NULL;
 }
 
 static void in_words(void) {
   kvf_region region = pages_at(0x1000, 9);
-  kvf_layout layout = dense_rank(1, 2, 16, dense_of(8, 64, KVF_ORDER_HND, KVF_KV_CELLS), &region, 1);
+  kvf_layout layout =
+      dense_rank(1, 2, 16, dense_of(8, 64, KVF_ORDER_HND, KVF_KV_CELLS), &region, 1);
   kvf_buffer text = {0};
   CHECK_OK(kvf_layout_describe(layout, KVF_DESCRIBE_TEXT, &text));
-  CHECK_EQ(strlen((const char *)text.data), text.len);
+  CHECK_EQ(strlen((const char*)text.data), text.len);
   CHECK(says(&text, "rank 1 of 2") && says(&text, "heads 4..8 of 8") && says(&text, "9 blocks"));
   kvf_buffer_free(&text);
   CHECK_OK(kvf_layout_describe(layout, KVF_DESCRIBE_JSON, &text));

@@ -2,9 +2,9 @@
  * pushes. argv[1]: transport. */
 #include "queue_fixture.h"
 
-static const char *transport;
+static const char* transport;
 static rank prefill[2], decode;
-static const char *const names[] = {"prefill-0", "prefill-1"};
+static const char* const names[] = {"prefill-0", "prefill-1"};
 
 static void set_up(void) {
   for (uint32_t i = 0; i < 2; i++) {
@@ -18,7 +18,7 @@ static void set_up(void) {
   }
 }
 
-static kvf_submission submission_of(kvf_plan plan, const kvf_group_blocks *group) {
+static kvf_submission submission_of(kvf_plan plan, const kvf_group_blocks* group) {
   kvf_submission s = kvf_submission_default();
   s.plan = plan;
   s.agents = names;
@@ -33,7 +33,7 @@ static void one_request(kvf_queue queue, kvf_plan plan) {
   const uint32_t local[] = {9, 3, 4, 63, 0}, remote[] = {20, 21, 22, 0, 63};
   kvf_group_blocks group = blocks(local, LEN(local), remote, LEN(remote));
   kvf_submission s = submission_of(plan, &group);
-  s.notification = (const uint8_t *)"all in";
+  s.notification = (const uint8_t*)"all in";
   s.notification_len = 6;
   kvf_expand_stats stats;
   CHECK_OK(kvf_plan_expand(plan, &group, 1, 0, NULL, &stats, NULL));
@@ -108,7 +108,7 @@ static void nothing(kvf_queue queue, kvf_plan plan) {
   const uint32_t remote[] = {1, 2};
   kvf_group_blocks group = blocks(NULL, 0, remote, 2);
   kvf_submission s = submission_of(plan, &group);
-  s.notification = (const uint8_t *)"keep it";
+  s.notification = (const uint8_t*)"keep it";
   s.notification_len = 7;
   uint64_t ticket = 0;
   CHECK_OK(kvf_queue_submit(queue, &s, &ticket));
@@ -125,8 +125,8 @@ static void nothing(kvf_queue queue, kvf_plan plan) {
   for (size_t i = 0; i < 2; i++) expect_notification(prefill[i].agent, "decode", "");
 }
 
-/* What is wrong with block ids, or with an agent's name, shows in the completion, and other requests
- * are none the worse. */
+/* What is wrong with block ids, or with an agent's name, shows in the completion, and other
+ * requests are none the worse. */
 static void wrong_requests(kvf_queue queue, kvf_plan plan) {
   rank_clear(&decode);
   const uint32_t far[] = {BLOCKS}, near_id[] = {7};
@@ -135,7 +135,7 @@ static void wrong_requests(kvf_queue queue, kvf_plan plan) {
   uint64_t bad = 0, stranger = 0, good = 0;
   CHECK_OK(kvf_queue_submit(queue, &s, &bad));
   group = blocks(near_id, 1, near_id, 1);
-  const char *const others[] = {"prefill-0", "nobody"};
+  const char* const others[] = {"prefill-0", "nobody"};
   s.agents = others;
   CHECK_OK(kvf_queue_submit(queue, &s, &stranger));
   s.agents = names;
@@ -165,12 +165,12 @@ static void push(void) {
   kvf_plan plan = plan_between(&prefill[1], &decode, 1, KVF_DIRECTION_PUSH);
   kvf_queue queue = queue_of(prefill[1].agent, NULL);
   const uint32_t local[] = {8, 9, 10}, remote[] = {30, 2, 3};
-  const char *const target[] = {"decode"};
+  const char* const target[] = {"decode"};
   kvf_group_blocks group = blocks(local, 3, remote, 3);
   kvf_submission s = submission_of(plan, &group);
   s.agents = target;
   s.agents_len = 1;
-  s.notification = (const uint8_t *)"pushed";
+  s.notification = (const uint8_t*)"pushed";
   s.notification_len = 6;
   uint64_t ticket = 0;
   CHECK_OK(kvf_queue_submit(queue, &s, &ticket));
@@ -184,7 +184,7 @@ static void push(void) {
   CHECK_OK(kvf_plan_destroy(plan));
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   transport = transport_of(argc, argv);
   set_up();
   kvf_plan plan = plan_between(&decode, prefill, 2, KVF_DIRECTION_PULL);

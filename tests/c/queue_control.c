@@ -1,22 +1,22 @@
-/* The queue when things go wrong or take their time: back-pressure, cancel, deadline, refused posts,
- * failed transfers, lost peers, and ends with work in flight. Uses the transport for tests, which
- * delays, fails and reorders on command. */
+/* The queue when things go wrong or take their time: back-pressure, cancel, deadline, refused
+ * posts, failed transfers, lost peers, and ends with work in flight. Uses the transport for tests,
+ * which delays, fails and reorders on command. */
 #include "queue_fixture.h"
 
 static rank prefill[2], decode;
 static kvf_plan plan;
-static const char *const names[] = {"prefill-0", "prefill-1"};
+static const char* const names[] = {"prefill-0", "prefill-1"};
 static kvf_queue queue;
 
 /* Changes the script of the decode rank's transport. */
-static void script(const char *key, const char *value) {
+static void script(const char* key, const char* value) {
   kvf_param param = {key, value};
   kvf_backend backend = {"test", &param, 1};
   CHECK_OK(kvf_agent_create_backend(decode.agent, &backend));
 }
 
 /* Reads block `id` of both ranks into block `id`. */
-static kvf_status submit(uint32_t id, uint64_t deadline_ms, uint64_t *ticket) {
+static kvf_status submit(uint32_t id, uint64_t deadline_ms, uint64_t* ticket) {
   kvf_group_blocks group = blocks(&id, 1, &id, 1);
   kvf_submission s = kvf_submission_default();
   s.plan = plan;
@@ -25,7 +25,7 @@ static kvf_status submit(uint32_t id, uint64_t deadline_ms, uint64_t *ticket) {
   s.groups = &group;
   s.groups_len = 1;
   s.deadline_ms = deadline_ms;
-  s.notification = (const uint8_t *)"done";
+  s.notification = (const uint8_t*)"done";
   s.notification_len = 4;
   return kvf_queue_submit(queue, &s, ticket);
 }
@@ -61,7 +61,7 @@ static kvf_completion expect_completion(uint64_t ticket, kvf_status status) {
   return c;
 }
 
-static void expect_blocks(const uint32_t *ids, size_t len) {
+static void expect_blocks(const uint32_t* ids, size_t len) {
   int32_t from[BLOCKS];
   pair_up(from, ids, ids, len);
   rank_expect(&decode, 8, from, 0, HEADS);
@@ -173,7 +173,7 @@ static void deadline(void) {
 
 /* One fails, before or after its post; the ones before and after it do not. */
 static void failures(void) {
-  const char *const commands[] = {"fail_post", "fail_transfer"};
+  const char* const commands[] = {"fail_post", "fail_transfer"};
   for (size_t i = 0; i < LEN(commands); i++) {
     rank_clear(&decode);
     uint64_t a = submitted(1, 0);
@@ -220,7 +220,7 @@ static void lost_peer(void) {
   s.agents_len = 2;
   s.groups = &group;
   s.groups_len = 1;
-  s.notification = (const uint8_t *)"done";
+  s.notification = (const uint8_t*)"done";
   s.notification_len = 4;
   script("lose", "prefill-0");
   uint64_t b = 0;
@@ -287,7 +287,7 @@ static void destroyed(void) {
   kvf_plan to_itself = plan_between(&lone, &lone, 1, KVF_DIRECTION_PULL);
   queue = queue_of(lone.agent, NULL);
   CHECK_OK(kvf_agent_destroy(lone.agent));
-  const char *const self[] = {"lone"};
+  const char* const self[] = {"lone"};
   kvf_group_blocks group = blocks(IDS(1), IDS(2));
   kvf_submission s = kvf_submission_default();
   s.plan = to_itself;
@@ -305,12 +305,12 @@ static void destroyed(void) {
   pool_free(&lone.memory);
 }
 
-#define REFUSED(text, change)                                        \
-  do {                                                               \
-    s = good;                                                        \
-    change;                                                          \
-    CHECK_BAD(INVALID, text, kvf_queue_submit(queue, &s, &ticket));  \
-    CHECK_EQ(ticket, 77);                                            \
+#define REFUSED(text, change)                                       \
+  do {                                                              \
+    s = good;                                                       \
+    change;                                                         \
+    CHECK_BAD(INVALID, text, kvf_queue_submit(queue, &s, &ticket)); \
+    CHECK_EQ(ticket, 77);                                           \
   } while (0)
 
 static void bad_input(void) {

@@ -1,5 +1,6 @@
-/* Two prefill ranks and one decode rank of a small model with real memory: 4 heads of 16 bytes, blocks
- * of 4 tokens, 2 layers, pages [K, V][heads][tokens][16]. What a byte holds is known from its name. */
+/* Two prefill ranks and one decode rank of a small model with real memory: 4 heads of 16 bytes,
+ * blocks of 4 tokens, 2 layers, pages [K, V][heads][tokens][16]. What a byte holds is known from
+ * its name. */
 #ifndef KVF_TESTS_QUEUE_FIXTURE_H
 #define KVF_TESTS_QUEUE_FIXTURE_H
 
@@ -13,16 +14,16 @@ enum { HEADS = 4, TOKENS = 4, CELL = 16, LAYERS = 2, BLOCKS = 64 };
 /* A rank: an agent, and its memory, the layers one after the other. */
 typedef struct rank {
   kvf_agent agent;
-  const char *name;
+  const char* name;
   uint32_t heads, first_head;
   pool memory;
   kvf_layout layout;
 } rank;
 
-static inline size_t page_of(const rank *r) { return (size_t)2 * r->heads * TOKENS * CELL; }
+static inline size_t page_of(const rank* r) { return (size_t)2 * r->heads * TOKENS * CELL; }
 
 /* A byte by its place in a rank's memory. */
-static inline uint8_t *byte_at(const rank *r, size_t layer, size_t block, size_t kv, size_t head,
+static inline uint8_t* byte_at(const rank* r, size_t layer, size_t block, size_t kv, size_t head,
                                size_t token, size_t byte) {
   size_t page = layer * BLOCKS + block;
   size_t cell = (kv * r->heads + head - r->first_head) * TOKENS + token;
@@ -32,12 +33,14 @@ static inline uint8_t *byte_at(const rank *r, size_t layer, size_t block, size_t
 /* What the producer's blocks hold there: never 0xee, which marks what nobody has written. */
 static inline uint8_t value_of(uint32_t seed, size_t layer, size_t block, size_t kv, size_t head,
                                size_t token, size_t byte) {
-  size_t name = ((((layer * BLOCKS + block) * 2 + kv) * HEADS + head) * TOKENS + token) * CELL + byte;
+  size_t name =
+      ((((layer * BLOCKS + block) * 2 + kv) * HEADS + head) * TOKENS + token) * CELL + byte;
   uint8_t value = known(seed, name);
   return value == 0xee ? 0x11 : value;
 }
 
-static inline rank rank_new(const char *transport, const char *name, uint32_t tp_rank, uint32_t tp) {
+static inline rank rank_new(const char* transport, const char* name, uint32_t tp_rank,
+                            uint32_t tp) {
   rank r;
   memset(&r, 0, sizeof r);
   r.name = name;
@@ -55,13 +58,13 @@ static inline rank rank_new(const char *transport, const char *name, uint32_t tp
   return r;
 }
 
-static inline void rank_free(rank *r) {
+static inline void rank_free(rank* r) {
   CHECK_OK(kvf_agent_destroy(r->agent));
   CHECK_OK(kvf_layout_destroy(r->layout));
   pool_free(&r->memory);
 }
 
-static inline void rank_fill(rank *r, uint32_t seed) {
+static inline void rank_fill(rank* r, uint32_t seed) {
   for (size_t layer = 0; layer < LAYERS; layer++)
     for (size_t block = 0; block < BLOCKS; block++)
       for (size_t kv = 0; kv < 2; kv++)
@@ -72,14 +75,14 @@ static inline void rank_fill(rank *r, uint32_t seed) {
                   value_of(seed, layer, block, kv, head, token, byte);
 }
 
-static inline void rank_clear(rank *r) {
+static inline void rank_clear(rank* r) {
   memset(r->memory.bytes, 0xee, page_of(r) * LAYERS * BLOCKS);
 }
 
-/* Every byte of the rank: block `b` holds the producer's block `from[b]`, for the heads from `first`
- * to before `end`; everything else, and every block whose `from` is -1, is as it was. */
-static inline void rank_expect(const rank *r, uint32_t seed, const int32_t from[BLOCKS], size_t first,
-                               size_t end) {
+/* Every byte of the rank: block `b` holds the producer's block `from[b]`, for the heads from
+ * `first` to before `end`; everything else, and every block whose `from` is -1, is as it was. */
+static inline void rank_expect(const rank* r, uint32_t seed, const int32_t from[BLOCKS],
+                               size_t first, size_t end) {
   for (size_t layer = 0; layer < LAYERS; layer++)
     for (size_t block = 0; block < BLOCKS; block++)
       for (size_t kv = 0; kv < 2; kv++)
@@ -87,23 +90,25 @@ static inline void rank_expect(const rank *r, uint32_t seed, const int32_t from[
           for (size_t token = 0; token < TOKENS; token++)
             for (size_t byte = 0; byte < CELL; byte++) {
               bool moved = from[block] >= 0 && head >= first && head < end;
-              uint8_t wanted = moved ? value_of(seed, layer, (size_t)from[block], kv, head, token, byte)
-                                     : 0xee;
+              uint8_t wanted =
+                  moved ? value_of(seed, layer, (size_t)from[block], kv, head, token, byte) : 0xee;
               uint8_t got = *byte_at(r, layer, block, kv, head, token, byte);
               if (got != wanted)
-                FAIL("%s: layer %zu, block %zu, %s, head %zu, token %zu, byte %zu is %#x, expected %#x",
-                     r->name, layer, block, kv ? "V" : "K", head, token, byte, got, wanted);
+                FAIL(
+                    "%s: layer %zu, block %zu, %s, head %zu, token %zu, byte %zu is %#x, expected "
+                    "%#x",
+                    r->name, layer, block, kv ? "V" : "K", head, token, byte, got, wanted);
             }
 }
 
 /* `from` of rank_expect, from lists of block ids. */
-static inline void pair_up(int32_t from[BLOCKS], const uint32_t *local, const uint32_t *remote,
+static inline void pair_up(int32_t from[BLOCKS], const uint32_t* local, const uint32_t* remote,
                            size_t len) {
   for (size_t i = 0; i < BLOCKS; i++) from[i] = -1;
   for (size_t i = 0; i < len; i++) from[local[i]] = (int32_t)remote[i];
 }
 
-static inline kvf_plan plan_between(const rank *local, const rank *remotes, size_t len,
+static inline kvf_plan plan_between(const rank* local, const rank* remotes, size_t len,
                                     uint32_t direction) {
   kvf_layout layouts[4];
   CHECK(len <= 4);
@@ -115,7 +120,7 @@ static inline kvf_plan plan_between(const rank *local, const rank *remotes, size
   return plan;
 }
 
-static inline kvf_queue queue_of(kvf_agent agent, const kvf_queue_options *options) {
+static inline kvf_queue queue_of(kvf_agent agent, const kvf_queue_options* options) {
   kvf_queue queue = {0};
   CHECK_OK(kvf_queue_create(agent, options, &queue));
   CHECK(queue.id != 0);

@@ -1,8 +1,45 @@
 // kvferry.hpp without exceptions: every operation as a result. Compiled with -fno-exceptions and
 // -fno-rtti. argv[1]: transport.
+#include <algorithm>
+#include <optional>
+
 #include "check.hpp"
 
 static_assert(KVFERRY_EXCEPTIONS == 0);
+
+// Blocks 2 and 3 of its own cache to 0 and 1, through layout, plan and queue.
+static void queued(kvferry::agent& agent, kvferry::bytes& data) {
+  kvferry::group group;
+  group.tokens_per_block = 10;
+  kvferry::latent_layers layers;
+  layers.size = 50;
+  layers.elem_bytes = 1;
+  layers.regions = {kvferry::pages(data.data(), 4)};
+  kvferry::layout_builder builder;
+  const auto without_group = builder.add(layers).try_build();
+  CHECK(without_group.status() == kvferry::status::invalid_argument);
+  auto layout = builder.add(group).try_build();
+  CHECK(layout && layout->try_encode() && layout->try_describe() && layout->try_tables());
+  const auto same = kvferry::layout::try_decode(*layout->try_encode());
+  CHECK(same && *same->try_encode() == *layout->try_encode());
+  auto plan = kvferry::plan::try_build(*layout, *layout);
+  CHECK(plan && plan->try_describe() && plan->try_tables()->lanes.size() == 1);
+  CHECK(!kvferry::plan::try_build(*layout, kvferry::layout()));
+  CHECK(kvferry::try_shard(8, 4, 3)->first == 6 && !kvferry::try_shard(8, 3, 0));
+  auto queue = kvferry::queue::try_create(agent);
+  CHECK(queue);
+  const std::uint32_t to[] = {0, 1}, from[] = {2, 3};
+  const kvferry::group_blocks request[] = {{to, from, {}, {}}};
+  CHECK(plan->try_stats(request)->ranges == 1 && plan->try_expand(request)->ranges[0].len == 1000);
+  const auto ticket = queue->try_submit(*plan, {"alone"}, request);
+  CHECK(ticket && *queue->try_wait(std::chrono::seconds(30)));
+  const auto done = queue->try_poll();
+  CHECK(done && *done && (*done)->ticket == *ticket && kvferry::outcome(**done));
+  for (std::size_t i = 0; i < 1000; i++) CHECK(data[i] == known(7, 1000 + i));
+  CHECK(*queue->try_poll() == std::nullopt && queue->try_event_fd() && queue->try_cancel(*ticket));
+  CHECK(queue->try_stats()->succeeded == 1 && queue->try_close());
+  CHECK(queue->try_close().status() == kvferry::status::invalid_handle);
+}
 
 int main(int argc, char** argv) {
   const std::string transport = transport_of(argc, argv);
@@ -26,6 +63,8 @@ int main(int argc, char** argv) {
   const auto done = transfer->try_wait(std::chrono::seconds(30));
   CHECK(done && *done);
   for (std::size_t i = 0; i < 1000; i++) CHECK(data[i] == known(7, 1000 + i));
+  std::fill(data.begin(), data.begin() + 1000, std::uint8_t{0});
+  queued(agent, data);
   CHECK(transfer->try_release() && agent.try_close());
   CHECK(agent.try_close().status() == kvferry::status::invalid_handle);
   return 0;

@@ -1,7 +1,7 @@
 """One script of calls against a NIXL Python API; prints what happened as JSON.
 
 ``python nixl_cases.py nixl_cu12`` runs it on NIXL's own bindings, ``python nixl_cases.py
-kvferry.nixl`` on the drop-in. ``test_nixl_differential.py`` runs both and compares: the same
+kvferry.nixl`` on the drop-in. ``test_nixl_dropin.py`` runs both and compares: the same
 values, the same exception types. Nothing here knows which of the two it talks to.
 
 A case is a function that yields or returns plain values. What differs from run to run (addresses,

@@ -21,6 +21,8 @@ def snippets(language: str) -> list[str]:
     return found
 
 
+# What the snippets take for granted: a prefill engine's block at `source`, and its metadata.
+
 C_PROGRAM = r"""
 #include <stdio.h>
 #include <string.h>
@@ -32,26 +34,60 @@ C_PROGRAM = r"""
       return 1; \
     } \
   } while (0)
-static unsigned char source[4096], target[4096];
+static unsigned char block[4096], target[4096];
+static kvf_agent prefill;
+static kvf_buffer metadata;
+static int start_prefill(void) {
+  kvf_agent_options options = kvf_agent_options_default();
+  options.name = "prefill";
+  options.transport = "local";
+  memset(block, 0xa5, sizeof block);
+  CHECK(kvf_agent_create(&options, &prefill));
+  kvf_reg_desc range = {(uintptr_t)block, 4096, 0, NULL, 0};
+  CHECK(kvf_agent_register(prefill, KVF_MEM_DRAM, &range, 1, NULL, 0));
+  CHECK(kvf_agent_metadata(prefill, &metadata));
+  return 0;
+}
 int main(void) {
-  memset(source, 0xa5, sizeof source);
+  if (start_prefill() != 0) return 1;
+  uint64_t source = (uintptr_t)block;
+  kvf_agent agent;
+  kvf_transfer read;
+  int32_t state;
 @SNIPPET@
   kvf_buffer_free(&metadata);
-  CHECK(kvf_agent_destroy(decode));
+  CHECK(kvf_agent_destroy(agent));
   CHECK(kvf_agent_destroy(prefill));
-  return memcmp(source, target, 4096) == 0 ? 0 : 2;
+  return memcmp(block, target, 4096) == 0 ? 0 : 2;
 }
 """
 
 CPP_PROGRAM = r"""
 #include <cstring>
 #include "kvferry.hpp"
-static unsigned char source[4096], target[4096];
+static unsigned char block[4096], target[4096];
 int main() {
-  std::memset(source, 0xa5, sizeof source);
+  std::memset(block, 0xa5, sizeof block);
+  kvferry::agent_options theirs;
+  theirs.name = "prefill";
+  theirs.transport = "local";
+  kvferry::agent prefill(theirs);
+  prefill.register_memory(kvferry::mem::dram, kvferry::range(block, 4096));
+  const auto metadata = prefill.metadata();
+  const std::uint64_t source = kvferry::range(block, 4096).addr;
 @SNIPPET@
-  return std::memcmp(source, target, 4096) == 0 ? 0 : 2;
+  return std::memcmp(block, target, 4096) == 0 ? 0 : 2;
 }
+"""
+
+PYTHON_PROGRAM = """
+import kvferry
+block = bytearray(b"kv" * 2048)
+prefill = kvferry.Agent("prefill", "local")
+prefill.register([kvferry.range_of(block)])
+metadata, source = prefill.metadata(), kvferry.range_of(block)[0]
+@SNIPPET@
+assert "target" not in globals() or target == block
 """
 
 
@@ -74,4 +110,5 @@ def test_compiled_snippet(language, program, compiler, tmp_path):
 
 @pytest.mark.parametrize("code", snippets("python"))
 def test_python_snippet(code):
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    program = PYTHON_PROGRAM.replace("@SNIPPET@", code)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -5,6 +5,9 @@
 //   kvferry::agent         one rank's endpoint                       kvferry/agent.hpp
 //   kvferry::desc_list     ranges prepared for picking by index      kvferry/transfer.hpp
 //   kvferry::transfer      one transfer: post, wait, cancel          kvferry/transfer.hpp
+//   kvferry::layout        one rank's KV cache as data               kvferry/layout.hpp
+//   kvferry::plan          which bytes of which rank go where        kvferry/plan.hpp
+//   kvferry::queue         moves them in the background              kvferry/queue.hpp
 //   kvferry::side_channel  hands metadata to peers                   kvferry/side_channel.hpp
 //
 // OWNERSHIP  Each object owns one handle, can be moved and not copied, and ends what it owns in its
@@ -22,14 +25,16 @@
 //            takes strings and vectors. All are borrowed for the call.
 //
 // THREADS    As in C: any object may be used from any thread at any time. What C++ adds is that
-// moving
-//            from, assigning to and destroying an object must not happen while another thread uses
-//            it.
+//            moving from, assigning to and destroying an object must not happen while another thread
+//            uses it. (layout_builder is plain data: one thread at a time.)
 #ifndef KVFERRY_HPP
 #define KVFERRY_HPP
 
 #include "kvferry/agent.hpp"
+#include "kvferry/layout.hpp"
 #include "kvferry/library.hpp"
+#include "kvferry/plan.hpp"
+#include "kvferry/queue.hpp"
 #include "kvferry/result.hpp"
 #include "kvferry/side_channel.hpp"
 #include "kvferry/transfer.hpp"

@@ -137,7 +137,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def of_both(name: str, default, what: str, choices: list[str] | None = None) -> None:
         for side in ("", "prefill-", "decode-"):
-            told = f"{what} (default: {default})" if not side else argparse.SUPPRESS
+            told = f"{what} (default: {default})"
+            if side:
+                # Shown for one, as an example of all.
+                told = f"{what} of that engine" if name == "tp" else argparse.SUPPRESS
             value = default if not side else None
             if choices:
                 both.add_argument(f"--{side}{name}", choices=choices, default=value, help=told)

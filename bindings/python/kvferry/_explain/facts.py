@@ -148,7 +148,7 @@ def _shape(shape: dict[str, Any]) -> str:
 def _blocks(group: dict[str, Any], push: bool) -> str:
     """How both sides count blocks; one phrase if they count alike."""
     if group["kind"] == "state":
-        return "a state per block"
+        return "one for each block id"
     told = {}
     for side, name in (("prefill", "local" if push else "remote"), ("decode", "remote" if push else "local")):
         s = group[name]

@@ -93,7 +93,7 @@ class _Panel:
         body.append(f'<line x1="{EDGE}" x2="{_n(width - EDGE)}" y1="{_n(y)}" y2="{_n(y)}" stroke="{LINE}"/>')
         y += 30
         body.append(_text(EDGE, y, words.title(facts, panel), 15, weight=600))
-        body.append(_text(EDGE, y + 19, f"{panel.kind}, {facts.blocks[panel.group]}", 12.5, GREY))
+        body.append(_text(EDGE, y + 19, f"{words.kind(facts, panel)}", 12.5, GREY))
         left = EDGE + LABELS + max(0.0, (width - 2 * EDGE - LABELS - self.width) / 2)
         up, down = self._columns(self.top, left), self._columns(self.bottom, left)
         y_up = y + 40

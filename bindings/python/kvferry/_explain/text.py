@@ -36,7 +36,7 @@ def report(facts: Facts, *, width: int, colours: bool) -> str:
         f"prefill {facts.shapes['prefill']} \N{RIGHTWARDS ARROW} decode {facts.shapes['decode']}"
     )]
     for panel in facts.panels:
-        out += ["", paint.bold(words.title(facts, panel)), f"{panel.kind}, {facts.blocks[panel.group]}", ""]
+        out += ["", paint.bold(words.title(facts, panel)), words.kind(facts, panel), ""]
         out += drawing(facts, panel, width, paint)
         out += ["", *(wrapped(" ".join(words.why(facts, panel)), width)), ""]
         out += table(facts, panel, verb, paint)

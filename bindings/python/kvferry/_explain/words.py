@@ -9,9 +9,10 @@ def heads(first: int, end: int, panel: Panel) -> str:
     """``head 3``, ``heads 2-3``, or ``whole``."""
     if panel.heads_total == 1:
         return "whole"
+    noun = _unit(panel)
     if end - first == 1:
-        return f"head {first}"
-    return f"heads {first}\N{EN DASH}{end - 1}"
+        return f"{noun} {first}"
+    return f"{noun}s {first}\N{EN DASH}{end - 1}"
 
 
 def size(count: int) -> str:
@@ -48,10 +49,15 @@ def title(facts: Facts, panel: Panel) -> str:
     """``TP 4 -> TP 2: K and V of 8 heads, 32 layers``."""
     what = panel.what[0].upper() + panel.what[1:]
     if panel.heads_total > 1:
-        unit = "channels" if panel.roles[0].startswith("conv") else "heads"
-        what += f" of {panel.heads_total} {unit}"
+        what += f" of {panel.heads_total} {_unit(panel)}s"
     stages = _stages(facts, panel)
     return f"{what}, {layers(panel)}" + (" of each pipeline stage" if stages > 1 else "")
+
+
+def kind(facts: Facts, panel: Panel) -> str:
+    """``full attention, blocks of 16 tokens``."""
+    name = "recurrent state" if panel.kind == "state" else panel.kind
+    return f"{name}, {facts.blocks[panel.group]}"
 
 
 def why(facts: Facts, panel: Panel) -> list[str]:
@@ -60,7 +66,7 @@ def why(facts: Facts, panel: Panel) -> list[str]:
     reads = max((len(panel.sources(t)) for t in panel.decode), default=0)
     served = max((len(panel.targets(s)) for s in panel.prefill), default=0)
     dealt, stages = _dealt_out(facts, panel), _stages(facts, panel)
-    unit = "channel" if panel.roles[0].startswith("conv") else "head"
+    unit = _unit(panel)
     said = []
     if panel.heads_total == 1:
         said.append(f"Every rank has the {panel.what} whole" + (
@@ -135,6 +141,10 @@ def _width(held: dict[int, list[tuple[int, int]]]) -> int | None:
 def _replicas(held: dict[int, list[tuple[int, int]]]) -> int:
     spans = [tuple(s) for s in held.values()]
     return max(map(spans.count, spans), default=0)
+
+
+def _unit(panel: Panel) -> str:
+    return "channel" if panel.roles[0].startswith("conv") else "head"
 
 
 def _count(n: int, noun: str) -> str:
