@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -78,14 +79,14 @@ class Peer:
 
     def __init__(self, transport: str, size: int, seed: int, **options):
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "peer.py"), json.dumps({
+            [sys.executable, "-X", "faulthandler", str(HERE / "peer.py"), json.dumps({
                 "name": f"peer-{os.getpid()}-{next(_names)}", "transport": transport, "size": size,
                 "seed": seed, "options": options,
             })],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
-        # A peer that hangs is ended, and whoever reads from it then sees the end of the stream.
-        self._watchdog = threading.Timer(DEADLINE, self.process.kill)
+        # A peer that hangs says where, and ends; whoever reads from it sees the end of the stream.
+        self._watchdog = threading.Timer(DEADLINE, self.process.send_signal, [signal.SIGABRT])
         self._watchdog.start()
         hello = self.answer()
         self.name, self.address = hello["name"], hello["address"]
