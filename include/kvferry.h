@@ -1296,9 +1296,9 @@ typedef struct kvf_part {
 } kvf_part;
 
 /**
- * What a layout is made of. Start from `kvf_layout_options_default()`; zero is the default of every
- * field. Common models need `parallel`, `groups`, and `dense`, `latent` or `state`; anything else can
- * be said with `regions` and `parts`, alone or besides.
+ * What a layout is made of. Start from `kvf_layout_options_default()`; zero is the default of
+ * every field. Common models need `parallel`, `groups`, and `dense`, `latent` or `state`; anything
+ * else can be said with `regions` and `parts`, alone or besides.
  */
 typedef struct kvf_layout_options {
   /** `sizeof(kvf_layout_options)`. */
@@ -1367,8 +1367,8 @@ typedef struct kvf_layout_tables {
  * @param options  Borrowed; not NULL.
  * @param layout   Receives the handle; end it with `kvf_layout_destroy()`.
  * @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a layout that cannot be:
- *         cells outside their page or on top of each other, sizes that do not divide, addresses that
- *         wrap around.
+ *         cells outside their page or on top of each other, sizes that do not divide, addresses
+ *         that wrap around.
  */
 KVF_MUST_USE
 kvf_status kvf_layout_create(const kvf_layout_options *options,
@@ -1382,8 +1382,8 @@ kvf_status kvf_layout_create(const kvf_layout_options *options,
 kvf_status kvf_layout_destroy(kvf_layout layout);
 
 /**
- * The layout as bytes, in the form in which ranks exchange theirs: versioned, compact (some KB), and
- * the same bytes for the same layout. Any thread.
+ * The layout as bytes, in the form in which ranks exchange theirs: versioned, compact (some KB),
+ * and the same bytes for the same layout. Any thread.
  *
  * @param bytes  Free with `kvf_buffer_free()`.
  */
@@ -1392,12 +1392,12 @@ kvf_status kvf_layout_encode(kvf_layout layout,
                              kvf_buffer *bytes);
 
 /**
- * A layout from the bytes that `kvf_layout_encode()` gave, in this or another process. They need not
- * be trusted: what is returned has passed every check of `kvf_layout_create()`. Any thread.
+ * A layout from the bytes that `kvf_layout_encode()` gave, in this or another process. They need
+ * not be trusted: what is returned has passed every check of `kvf_layout_create()`. Any thread.
  *
  * @param layout  Receives the handle; end it with `kvf_layout_destroy()`.
- * @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not a sound layout: the message says at which
- *         byte, or which field.
+ * @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not a sound layout: the message says at
+ *         which byte, or which field.
  */
 KVF_MUST_USE
 kvf_status kvf_layout_decode(const uint8_t *bytes,
@@ -1430,7 +1430,8 @@ void kvf_layout_tables_free(kvf_layout_tables *tables);
 
 /**
  * The heads that one rank holds, as `kvf_dense_layers` deals them out. Heads go to ranks in order;
- * with fewer heads than ranks each rank holds one, and neighbouring ranks hold the same. Any thread.
+ * with fewer heads than ranks each rank holds one, and neighbouring ranks hold the same. Any
+ * thread.
  *
  * @param first  Receives the first head.
  * @param count  Receives their number.
@@ -1647,11 +1648,11 @@ typedef struct kvf_plan_tables {
  * The block ids of one group of a request.
  *
  * Ids are logical blocks, in the order of their tokens; those of the side that is written must all
- * differ. A list may begin later than the request: the consumer lists only what it does not have yet,
- * and windowed groups only what is still in the window. Where a list begins is stated
+ * differ. A list may begin later than the request: the consumer lists only what it does not have
+ * yet, and windowed groups only what is still in the window. Where a list begins is stated
  * (`local_first`), or follows from the number of tokens, or else the lists end together and the
- * producer's starts at the first token. A group whose consumer lists nothing is left out. States pair
- * one to one.
+ * producer's starts at the first token. A group whose consumer lists nothing is left out. States
+ * pair one to one.
  */
 typedef struct kvf_group_blocks {
   /** Block ids on the local rank. */
@@ -1737,9 +1738,9 @@ typedef struct kvf_range_list {
  * not on the cache. It keeps nothing of the layouts. Any thread.
  *
  * @param local    The layout of this rank.
- * @param remotes  The layouts of the engine's ranks. Those that this rank has nothing to do with may
- *                 be left out; the error says which is needed if too many are. Their order is that
- *                 of the plan's peers.
+ * @param remotes  The layouts of the engine's ranks. Those that this rank has nothing to do with
+ *                 may be left out; the error says which is needed if too many are. Their order is
+ *                 that of the plan's peers.
  * @param options  May be NULL.
  * @param plan     Receives the handle; end it with `kvf_plan_destroy()`.
  * @return `KVF_ERR_MISMATCH`, naming the field and both values, where the two sides cannot mean the
@@ -1757,8 +1758,8 @@ kvf_status kvf_plan_build(kvf_layout local,
  *
  * @param custom  Borrowed; not NULL.
  * @param plan    Receives the handle; end it with `kvf_plan_destroy()`.
- * @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a lane whose group, peer or
- *         share is not there, or whose last byte is beyond the address space.
+ * @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a lane whose group, peer
+ *         or share is not there, or whose last byte is beyond the address space.
  */
 KVF_MUST_USE
 kvf_status kvf_plan_create(const kvf_plan_custom *custom,
@@ -1797,8 +1798,8 @@ void kvf_plan_tables_free(kvf_plan_tables *tables);
 /**
  * Turns the block ids of a request into exactly the ranges that are copied. A queue does this by
  * itself; it is here for engines that post transfers of their own, and for whoever wants to see.
- * Ranges of one peer and kind of memory are together; neighbours that follow each other on both sides
- * are one. Any thread.
+ * Ranges of one peer and kind of memory are together; neighbours that follow each other on both
+ * sides are one. Any thread.
  *
  * @param groups    One entry for each group of the plan.
  * @param tokens    Tokens of the request that the producer holds, from the first one; 0 is "not
@@ -1895,9 +1896,9 @@ typedef struct kvf_submission {
 /**
  * What became of a request.
  *
- * With status `KVF_OK` every byte is in place; with an error any part of the destination blocks may
- * have been written. Either way nothing will be written any more: the blocks are the caller's again.
- * Times are in nanoseconds since the request was submitted; 0 is "did not get there".
+ * With status `KVF_OK` every byte is in place; with an error any part of the destination blocks
+ * may have been written. Either way nothing will be written any more: the blocks are the caller's
+ * again. Times are in nanoseconds since the request was submitted; 0 is "did not get there".
  */
 typedef struct kvf_completion {
   /** The ticket that `kvf_queue_submit()` gave. */
@@ -1976,7 +1977,8 @@ kvf_status kvf_queue_create(kvf_agent agent,
 
 /**
  * Hands a request over and returns at once; the work is done on the queue's thread. What is wrong
- * with the block ids shows in the completion, and only what can be seen at a glance is refused here.
+ * with the block ids shows in the completion, and only what can be seen at a glance is refused
+ * here.
  *
  * @param ticket  Receives the request's name: never 0, never used twice by one queue.
  * @return `KVF_ERR_BUSY` if as many requests as the queue holds are outstanding: poll, then repeat.
@@ -2024,20 +2026,20 @@ kvf_status kvf_queue_stats_get(kvf_queue queue,
                                kvf_queue_stats *stats);
 
 /**
- * A file descriptor that is readable while there are completions to poll, for event loops. It belongs
- * to the queue and is closed with it: wait on it, do not read or close it. Any thread.
+ * A file descriptor that is readable while there are completions to poll, for event loops. It
+ * belongs to the queue and is closed with it: wait on it, do not read or close it. Any thread.
  */
 KVF_MUST_USE
 kvf_status kvf_queue_event_fd(kvf_queue queue,
                               int *fd);
 
 /**
- * Ends a queue. Requests that it has accepted are carried out for up to `drain_ms`; then what is left
- * is cancelled and waited for, for as long again but at least 100 ms. Completions that have not been
- * polled are lost.
+ * Ends a queue. Requests that it has accepted are carried out for up to `drain_ms`; then what is
+ * left is cancelled and waited for, for as long again but at least 100 ms. Completions that have
+ * not been polled are lost.
  *
- * @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must not be
- *         used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
+ * @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must not
+ *         be used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
  */
 kvf_status kvf_queue_destroy(kvf_queue queue,
                              uint64_t drain_ms);
@@ -2149,11 +2151,12 @@ kvf_status kvf_side_channel_request(const char *kind,
 
 /**
  * Looks for NIXL as an agent would, and tells in JSON what was found and where was looked: keys
- * `path`, `found_by`, `version`, `plugin_dir` (text, or null for what is not known), `tried` (an array
- * of `place`, `path`, `outcome`) and `error` (null, or why there is no library). It opens a library
- * that it finds, as the first agent does, and that one stays in the process. Any thread.
+ * `path`, `found_by`, `version`, `plugin_dir` (text, or null for what is not known), `tried` (an
+ * array of `place`, `path`, `outcome`) and `error` (null, or why there is no library). It opens a
+ * library that it finds, as the first agent does, and that one stays in the process. Any thread.
  *
- * @param library  Path of `libnixl_capi.so`; NULL searches, as `kvf_agent_options.nixl_library` says.
+ * @param library  Path of `libnixl_capi.so`; NULL searches, as `kvf_agent_options.nixl_library`
+ *                 says.
  * @param json     Receives text; free with `kvf_buffer_free()`.
  * @return `KVF_OK` whether or not there is a NIXL.
  */

@@ -11,11 +11,12 @@ use super::status::kvf_status;
 use crate::transport::nixl;
 
 /// Looks for NIXL as an agent would, and tells in JSON what was found and where was looked: keys
-/// `path`, `found_by`, `version`, `plugin_dir` (text, or null for what is not known), `tried` (an array
-/// of `place`, `path`, `outcome`) and `error` (null, or why there is no library). It opens a library
-/// that it finds, as the first agent does, and that one stays in the process. Any thread.
+/// `path`, `found_by`, `version`, `plugin_dir` (text, or null for what is not known), `tried` (an
+/// array of `place`, `path`, `outcome`) and `error` (null, or why there is no library). It opens a
+/// library that it finds, as the first agent does, and that one stays in the process. Any thread.
 ///
-/// @param library  Path of `libnixl_capi.so`; NULL searches, as `kvf_agent_options.nixl_library` says.
+/// @param library  Path of `libnixl_capi.so`; NULL searches, as `kvf_agent_options.nixl_library`
+///                 says.
 /// @param json     Receives text; free with `kvf_buffer_free()`.
 /// @return `KVF_OK` whether or not there is a NIXL.
 ///

@@ -285,9 +285,9 @@ pub struct kvf_state_layers {
     pub regions_len: usize,
 }
 
-/// What a layout is made of. Start from `kvf_layout_options_default()`; zero is the default of every
-/// field. Common models need `parallel`, `groups`, and `dense`, `latent` or `state`; anything else can
-/// be said with `regions` and `parts`, alone or besides.
+/// What a layout is made of. Start from `kvf_layout_options_default()`; zero is the default of
+/// every field. Common models need `parallel`, `groups`, and `dense`, `latent` or `state`; anything
+/// else can be said with `regions` and `parts`, alone or besides.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_layout_options {
@@ -357,8 +357,8 @@ pub(super) static LAYOUTS: Lazy<Table<Layout>> = Lazy::new(|| Table::new(5, "lay
 /// @param options  Borrowed; not NULL.
 /// @param layout   Receives the handle; end it with `kvf_layout_destroy()`.
 /// @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a layout that cannot be:
-///         cells outside their page or on top of each other, sizes that do not divide, addresses that
-///         wrap around.
+///         cells outside their page or on top of each other, sizes that do not divide, addresses
+///         that wrap around.
 ///
 /// # Safety
 /// Pointers are valid as the header's conventions say; this holds for all functions below.
@@ -391,8 +391,8 @@ pub extern "C" fn kvf_layout_destroy(layout: kvf_layout) -> kvf_status {
     guard(|| LAYOUTS.remove(layout.id).map(drop))
 }
 
-/// The layout as bytes, in the form in which ranks exchange theirs: versioned, compact (some KB), and
-/// the same bytes for the same layout. Any thread.
+/// The layout as bytes, in the form in which ranks exchange theirs: versioned, compact (some KB),
+/// and the same bytes for the same layout. Any thread.
 ///
 /// @param bytes  Free with `kvf_buffer_free()`.
 #[unsafe(no_mangle)]
@@ -409,12 +409,12 @@ pub unsafe extern "C" fn kvf_layout_encode(
     })
 }
 
-/// A layout from the bytes that `kvf_layout_encode()` gave, in this or another process. They need not
-/// be trusted: what is returned has passed every check of `kvf_layout_create()`. Any thread.
+/// A layout from the bytes that `kvf_layout_encode()` gave, in this or another process. They need
+/// not be trusted: what is returned has passed every check of `kvf_layout_create()`. Any thread.
 ///
 /// @param layout  Receives the handle; end it with `kvf_layout_destroy()`.
-/// @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not a sound layout: the message says at which
-///         byte, or which field.
+/// @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are not a sound layout: the message says at
+///         which byte, or which field.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_layout_decode(
@@ -497,7 +497,8 @@ pub unsafe extern "C" fn kvf_layout_tables_free(tables: *mut kvf_layout_tables) 
 }
 
 /// The heads that one rank holds, as `kvf_dense_layers` deals them out. Heads go to ranks in order;
-/// with fewer heads than ranks each rank holds one, and neighbouring ranks hold the same. Any thread.
+/// with fewer heads than ranks each rank holds one, and neighbouring ranks hold the same. Any
+/// thread.
 ///
 /// @param first  Receives the first head.
 /// @param count  Receives their number.

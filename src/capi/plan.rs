@@ -231,11 +231,11 @@ pub struct kvf_plan_tables {
 /// The block ids of one group of a request.
 ///
 /// Ids are logical blocks, in the order of their tokens; those of the side that is written must all
-/// differ. A list may begin later than the request: the consumer lists only what it does not have yet,
-/// and windowed groups only what is still in the window. Where a list begins is stated
+/// differ. A list may begin later than the request: the consumer lists only what it does not have
+/// yet, and windowed groups only what is still in the window. Where a list begins is stated
 /// (`local_first`), or follows from the number of tokens, or else the lists end together and the
-/// producer's starts at the first token. A group whose consumer lists nothing is left out. States pair
-/// one to one.
+/// producer's starts at the first token. A group whose consumer lists nothing is left out. States
+/// pair one to one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_group_blocks {
@@ -323,9 +323,9 @@ pub(super) static PLANS: Lazy<Table<Plan>> = Lazy::new(|| Table::new(6, "plan"))
 /// not on the cache. It keeps nothing of the layouts. Any thread.
 ///
 /// @param local    The layout of this rank.
-/// @param remotes  The layouts of the engine's ranks. Those that this rank has nothing to do with may
-///                 be left out; the error says which is needed if too many are. Their order is that
-///                 of the plan's peers.
+/// @param remotes  The layouts of the engine's ranks. Those that this rank has nothing to do with
+///                 may be left out; the error says which is needed if too many are. Their order is
+///                 that of the plan's peers.
 /// @param options  May be NULL.
 /// @param plan     Receives the handle; end it with `kvf_plan_destroy()`.
 /// @return `KVF_ERR_MISMATCH`, naming the field and both values, where the two sides cannot mean the
@@ -373,8 +373,8 @@ pub unsafe extern "C" fn kvf_plan_build(
 ///
 /// @param custom  Borrowed; not NULL.
 /// @param plan    Receives the handle; end it with `kvf_plan_destroy()`.
-/// @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a lane whose group, peer or
-///         share is not there, or whose last byte is beyond the address space.
+/// @return `KVF_ERR_INVALID_ARGUMENT`, naming the field and its value, for a lane whose group, peer
+///         or share is not there, or whose last byte is beyond the address space.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_plan_create(
@@ -468,8 +468,8 @@ pub unsafe extern "C" fn kvf_plan_tables_free(tables: *mut kvf_plan_tables) {
 
 /// Turns the block ids of a request into exactly the ranges that are copied. A queue does this by
 /// itself; it is here for engines that post transfers of their own, and for whoever wants to see.
-/// Ranges of one peer and kind of memory are together; neighbours that follow each other on both sides
-/// are one. Any thread.
+/// Ranges of one peer and kind of memory are together; neighbours that follow each other on both
+/// sides are one. Any thread.
 ///
 /// @param groups    One entry for each group of the plan.
 /// @param tokens    Tokens of the request that the producer holds, from the first one; 0 is "not
@@ -548,8 +548,8 @@ pub unsafe extern "C" fn kvf_range_list_free(list: *mut kvf_range_list) {
     });
 }
 
-/// The block ids of a request as C hands them over. On the way of every submit: text is made only for
-/// errors.
+/// The block ids of a request as C hands them over. On the way of every submit: text is made only
+/// for errors.
 ///
 /// # Safety
 /// As for [`bounded`], and the pointers in the elements are valid.

@@ -88,9 +88,9 @@ pub const KVF_COMPLETION_TEXT: usize = 256;
 
 /// What became of a request.
 ///
-/// With status `KVF_OK` every byte is in place; with an error any part of the destination blocks may
-/// have been written. Either way nothing will be written any more: the blocks are the caller's again.
-/// Times are in nanoseconds since the request was submitted; 0 is "did not get there".
+/// With status `KVF_OK` every byte is in place; with an error any part of the destination blocks
+/// may have been written. Either way nothing will be written any more: the blocks are the caller's
+/// again. Times are in nanoseconds since the request was submitted; 0 is "did not get there".
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_completion {
@@ -184,7 +184,8 @@ pub unsafe extern "C" fn kvf_queue_create(
 }
 
 /// Hands a request over and returns at once; the work is done on the queue's thread. What is wrong
-/// with the block ids shows in the completion, and only what can be seen at a glance is refused here.
+/// with the block ids shows in the completion, and only what can be seen at a glance is refused
+/// here.
 ///
 /// @param ticket  Receives the request's name: never 0, never used twice by one queue.
 /// @return `KVF_ERR_BUSY` if as many requests as the queue holds are outstanding: poll, then repeat.
@@ -323,8 +324,8 @@ pub unsafe extern "C" fn kvf_queue_stats_get(
     })
 }
 
-/// A file descriptor that is readable while there are completions to poll, for event loops. It belongs
-/// to the queue and is closed with it: wait on it, do not read or close it. Any thread.
+/// A file descriptor that is readable while there are completions to poll, for event loops. It
+/// belongs to the queue and is closed with it: wait on it, do not read or close it. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_queue_event_fd(queue: kvf_queue, fd: *mut c_int) -> kvf_status {
@@ -336,12 +337,12 @@ pub unsafe extern "C" fn kvf_queue_event_fd(queue: kvf_queue, fd: *mut c_int) ->
     })
 }
 
-/// Ends a queue. Requests that it has accepted are carried out for up to `drain_ms`; then what is left
-/// is cancelled and waited for, for as long again but at least 100 ms. Completions that have not been
-/// polled are lost.
+/// Ends a queue. Requests that it has accepted are carried out for up to `drain_ms`; then what is
+/// left is cancelled and waited for, for as long again but at least 100 ms. Completions that have
+/// not been polled are lost.
 ///
-/// @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must not be
-///         used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
+/// @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must not
+///         be used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvf_queue_destroy(queue: kvf_queue, drain_ms: u64) -> kvf_status {
     guard(|| {
