@@ -1,4 +1,4 @@
-//! The snippets of docs/c-api.md are parts of programs that are compiled and run.
+//! The snippets of docs/c-api.md and docs/queue.md are parts of programs that are compiled and run.
 
 use std::path::Path;
 
@@ -22,12 +22,10 @@ fn snippets<'a>(page: &'a str, language: &str) -> Vec<Vec<&'a str>> {
         .collect()
 }
 
-#[test]
-fn snippets_of_the_c_page_are_compiled() {
-    let page = read("docs/c-api.md");
-    for (language, program, at_least) in
-        [("c", "tests/c/tour.c", 8), ("cpp", "tests/cpp/tour.cpp", 6)]
-    {
+/// Every snippet of a page is part of its language's program.
+fn check(path: &str, programs: &[(&str, &str, usize)]) {
+    let page = read(path);
+    for &(language, program, at_least) in programs {
         let source = read(program);
         let source = lines(&source);
         let snippets = snippets(&page, language);
@@ -39,9 +37,20 @@ fn snippets_of_the_c_page_are_compiled() {
         for snippet in snippets {
             assert!(
                 source.windows(snippet.len()).any(|w| w == snippet),
-                "{program} does not contain this snippet of docs/c-api.md:\n{}",
+                "{program} does not contain this snippet of {path}:\n{}",
                 snippet.join("\n")
             );
         }
     }
+}
+
+#[test]
+fn snippets_of_the_c_page_are_compiled() {
+    let programs = [("c", "tests/c/tour.c", 8), ("cpp", "tests/cpp/tour.cpp", 6)];
+    check("docs/c-api.md", &programs);
+}
+
+#[test]
+fn snippets_of_the_queue_page_are_compiled() {
+    check("docs/queue.md", &[("c", "tests/c/queue_tour.c", 6)]);
 }
