@@ -59,7 +59,9 @@ impl Session {
         Session {
             system: (which, 256 + (which as usize * 977) % 2048),
             id,
-            turns: (0..turns).map(|_| (random.length(220.0, 1.0), random.length(180.0, 0.8))).collect(),
+            turns: (0..turns)
+                .map(|_| (random.length(220.0, 1.0), random.length(180.0, 0.8)))
+                .collect(),
             pauses: (0..turns).map(|_| 2.0 + random.exponential(40.0)).collect(),
         }
     }
@@ -75,7 +77,11 @@ impl Session {
         let shared = self.system.1 / BLOCK;
         let mut out = Vec::with_capacity(blocks * HASH);
         for i in 0..blocks {
-            let owner = if i < shared { self.system.0 } else { 1 << 32 | self.id };
+            let owner = if i < shared {
+                self.system.0
+            } else {
+                1 << 32 | self.id
+            };
             out.extend_from_slice(&owner.to_le_bytes());
             out.extend_from_slice(&(i as u64).to_le_bytes());
         }
@@ -110,6 +116,7 @@ struct Outcome {
     alone: u64,
     prompt_blocks: u64,
     hit_blocks: u64,
+    decode_hits: u64,
 }
 
 struct Simulation {
@@ -162,8 +169,13 @@ impl Simulation {
         let mut ids = vec![0; blocks];
         // The last token is always computed, so a prompt is never a hit as a whole.
         let known = (hashes.len() / HASH).min(blocks - 1);
-        let hits = pool.acquire_chain(&hashes[..known * HASH], HASH, &[0], &mut ids[..known]).unwrap();
-        if pool.allocate(hits.checked_sub(1).map(|i| ids[i]), &mut ids[hits..]).is_err() {
+        let hits = pool
+            .acquire_chain(&hashes[..known * HASH], HASH, &[0], &mut ids[..known])
+            .unwrap();
+        if pool
+            .allocate(hits.checked_sub(1).map(|i| ids[i]), &mut ids[hits..])
+            .is_err()
+        {
             ids.truncate(hits);
             ids.reverse();
             pool.free(&ids).unwrap();
@@ -196,7 +208,10 @@ impl Simulation {
             tokens,
             end,
         });
-        self.at(0.03 + (blocks - hits) as f64 * BLOCK as f64 / 12_000.0, Event::Prefilled(flight));
+        self.at(
+            0.03 + (blocks - hits) as f64 * BLOCK as f64 / 12_000.0,
+            Event::Prefilled(flight),
+        );
         true
     }
 
@@ -210,14 +225,22 @@ impl Simulation {
         let Some((ids, hits)) = Self::admit(&mut self.decode, &hashes, f.prefill.len()) else {
             return false;
         };
-        let mut pairs: Vec<_> = ids[hits..].iter().copied().zip(f.prefill[hits..].iter().copied()).collect();
+        let mut pairs: Vec<_> = ids[hits..]
+            .iter()
+            .copied()
+            .zip(f.prefill[hits..].iter().copied())
+            .collect();
         pairs.sort_unstable();
         let joined = |a: &(u32, u32), b: &(u32, u32)| b.0 == a.0 + 1 && b.1 == a.1 + 1;
         let breaks = pairs.windows(2).filter(|w| !joined(&w[0], &w[1])).count();
         let alone = (0..pairs.len())
-            .filter(|&i| (i == 0 || !joined(&pairs[i - 1], &pairs[i])) && (i + 1 == pairs.len() || !joined(&pairs[i], &pairs[i + 1])))
+            .filter(|&i| {
+                (i == 0 || !joined(&pairs[i - 1], &pairs[i]))
+                    && (i + 1 == pairs.len() || !joined(&pairs[i], &pairs[i + 1]))
+            })
             .count();
         self.outcome.transfers += 1;
+        self.outcome.decode_hits += hits as u64;
         self.outcome.blocks += pairs.len() as u64;
         self.outcome.runs += 1 + breaks as u64;
         self.outcome.alone += alone as u64;
@@ -226,7 +249,10 @@ impl Simulation {
         if self.caching {
             cache(&mut self.decode, &f.decode, &hashes, hits, f.cached);
         }
-        self.at(0.005 + pairs.len() as f64 * 0.0001, Event::Transferred(flight));
+        self.at(
+            0.005 + pairs.len() as f64 * 0.0001,
+            Event::Transferred(flight),
+        );
         true
     }
 
@@ -283,7 +309,13 @@ fn cache(pool: &mut BlockPool, ids: &[u32], hashes: &[u8], from: usize, to: usiz
     .unwrap();
 }
 
-fn simulate(blocks: u32, caching: bool, policies: [Policy; 2], requests: usize, seed: u64) -> Outcome {
+fn simulate(
+    blocks: u32,
+    caching: bool,
+    policies: [Policy; 2],
+    requests: usize,
+    seed: u64,
+) -> Outcome {
     let mut random = Random(seed);
     let mut sessions = Vec::new();
     let mut total = 0;
@@ -292,7 +324,13 @@ fn simulate(blocks: u32, caching: bool, policies: [Policy; 2], requests: usize, 
         total += s.turns.len();
         sessions.push(s);
     }
-    let pool = |policy| BlockPool::new(&Options { policy, ..Options::new(blocks, caching) }).unwrap();
+    let pool = |policy| {
+        BlockPool::new(&Options {
+            policy,
+            ..Options::new(blocks, caching)
+        })
+        .unwrap()
+    };
     let mut simulation = Simulation {
         prefill: pool(policies[0]),
         decode: pool(policies[1]),
@@ -318,20 +356,64 @@ fn simulate(blocks: u32, caching: bool, policies: [Policy; 2], requests: usize, 
 }
 
 fn main() {
-    let mut args = std::env::args().skip(1).map(|a| a.parse().expect("a number"));
+    let mut args = std::env::args()
+        .skip(1)
+        .map(|a| a.parse().expect("a number"));
     let requests = args.next().unwrap_or(4000);
     let seeds = args.next().unwrap_or(3) as u64;
     let w = |fraction| Policy::Windowed { fraction };
-    println!("{:>7} {:>8} {:>22} {:>10} {:>8} {:>8} {:>9} {:>9}", "blocks", "caching", "policy", "blocks/tr", "runs/tr", "alone %", "fewer", "hit %");
-    for (blocks, caching) in [(20_000, true), (8_000, true), (20_000, false), (8_000, false)] {
+    let e = |limit| Policy::Elastic { limit };
+    let lru = Policy::Lru;
+    let with_cache = [
+        ("LRU", [lru; 2]),
+        ("windowed 0.05", [w(0.05); 2]),
+        ("windowed 0.1", [w(0.1); 2]),
+        ("windowed 0.2", [w(0.2); 2]),
+        ("windowed 0.3", [w(0.3); 2]),
+        ("elastic 0.05", [e(0.05); 2]),
+        ("elastic 0.1", [e(0.1); 2]),
+        ("elastic 0.2 (default)", [e(0.2); 2]),
+        ("elastic 0.5", [e(0.5); 2]),
+        ("elastic 1", [e(1.0); 2]),
+        ("default to LRU", [e(0.2), lru]),
+        ("LRU to default", [lru, e(0.2)]),
+    ];
+    let without = [
+        ("LRU", [lru; 2]),
+        ("windowed 0.1", [w(0.1); 2]),
+        ("windowed 1 (default)", [w(1.0); 2]),
+        ("elastic 1", [e(1.0); 2]),
+        ("default to LRU", [w(1.0), lru]),
+        ("LRU to default", [lru, w(1.0)]),
+    ];
+    println!(
+        "{:>7} {:>8} {:>22} {:>10} {:>8} {:>8} {:>9} {:>9} {:>9}",
+        "blocks",
+        "caching",
+        "policy",
+        "blocks/tr",
+        "runs/tr",
+        "alone %",
+        "fewer",
+        "hit %",
+        "decode %"
+    );
+    for (blocks, caching) in [
+        (20_000, true),
+        (8_000, true),
+        (20_000, false),
+        (8_000, false),
+    ] {
         let mut base = 0.0;
-        let shares: &[f64] = if caching { &[0.02, 0.05, 0.1, 0.2, 0.3] } else { &[0.2, 1.0] };
-        let both = shares.iter().map(|&x| (format!("both {x}"), [w(x), w(x)]));
-        let one = shares.iter().filter(|&&x| x == 0.1 || x == 1.0).flat_map(|&x| {
-            [(format!("prefill {x}, LRU"), [w(x), Policy::Lru]), (format!("LRU, decode {x}"), [Policy::Lru, w(x)])]
-        });
-        for (name, policies) in std::iter::once(("LRU".to_string(), [Policy::Lru; 2])).chain(both).chain(one) {
-            let all: Vec<Outcome> = (0..seeds).map(|s| simulate(blocks, caching, policies, requests, 1 + s)).collect();
+        let policies = if caching {
+            &with_cache[..]
+        } else {
+            &without[..]
+        };
+        for &(name, policies) in policies {
+            let all: Vec<Outcome> = (0..seeds)
+                .map(|s| simulate(blocks, caching, policies, requests, 1 + s))
+                .collect();
             let sum = |f: fn(&Outcome) -> u64| all.iter().map(f).sum::<u64>() as f64;
             let transfers = sum(|o| o.transfers);
             let runs = sum(|o| o.runs) / transfers;
@@ -339,12 +421,13 @@ fn main() {
                 base = runs;
             }
             println!(
-                "{blocks:>7} {:>8} {name:>22} {:>10.1} {runs:>8.2} {:>8.1} {:>8.1}x {:>9.2}",
+                "{blocks:>7} {:>8} {name:>22} {:>10.1} {runs:>8.2} {:>8.1} {:>8.1}x {:>9.2} {:>9.2}",
                 if caching { "on" } else { "off" },
                 sum(|o| o.blocks) / transfers,
                 100.0 * sum(|o| o.alone) / sum(|o| o.blocks),
                 base / runs,
                 100.0 * sum(|o| o.hit_blocks) / sum(|o| o.prompt_blocks),
+                100.0 * sum(|o| o.decode_hits) / sum(|o| o.prompt_blocks),
             );
         }
     }

@@ -30,7 +30,10 @@ impl BitSet {
             }
             bits = words;
         }
-        Ok(BitSet { words: filled(total, 0, "the run index")?, starts })
+        Ok(BitSet {
+            words: filled(total, 0, "the run index")?,
+            starts,
+        })
     }
 
     /// Adds a member; one that is there already stays.
@@ -151,7 +154,10 @@ mod tests {
             for v in std::mem::take(&mut model) {
                 set.remove(v);
             }
-            assert_eq!((set.last(), set.at_least(0), set.at_most(bound)), (None, None, None));
+            assert_eq!(
+                (set.last(), set.at_least(0), set.at_most(bound)),
+                (None, None, None)
+            );
         }
     }
 }

@@ -90,7 +90,9 @@ impl BlockPool {
                 groups.len()
             );
         }
-        let Some(index) = &self.index else { return Ok(0) };
+        let Some(index) = &self.index else {
+            return Ok(0);
+        };
         let mut hits = 0;
         'chain: for hash in hashes.chunks_exact(hash_len.max(1)) {
             for (slot, &group) in out[hits * groups.len()..].iter_mut().zip(groups) {
@@ -131,7 +133,9 @@ impl BlockPool {
     /// [`Status::Mismatch`] if arrays do not agree. Nothing is changed.
     pub fn cache_full(&mut self, what: &CacheFull<'_>) -> Result<()> {
         self.check_full(what)?;
-        let Some(index) = &mut self.index else { return Ok(()) };
+        let Some(index) = &mut self.index else {
+            return Ok(());
+        };
         if what.blocks.is_empty() {
             return Ok(());
         }
@@ -166,7 +170,9 @@ impl BlockPool {
         }
         let key = Key::new(what.hash, what.group);
         let known = index.has(what.block, &key);
-        let outgrown = index.tokens(what.block).is_some_and(|t| t < what.num_tokens);
+        let outgrown = index
+            .tokens(what.block)
+            .is_some_and(|t| t < what.num_tokens);
         index.reserve(1)?;
         if known && !what.replace {
             return Ok(());
@@ -191,9 +197,14 @@ impl BlockPool {
         self.countable(to)?;
         let index = self.index_mut()?;
         if let Some(tokens) = index.tokens(to) {
-            bail!(Status::InvalidState, "block {to} is cached already, for {tokens} tokens");
+            bail!(
+                Status::InvalidState,
+                "block {to} is cached already, for {tokens} tokens"
+            );
         }
-        let Some(tokens) = index.tokens(from) else { return Ok(()) };
+        let Some(tokens) = index.tokens(from) else {
+            return Ok(());
+        };
         let keys = index.keys(from);
         // Their room in the table, and their entries, are those that become free here.
         index.remove(from, |_, _| {});
@@ -252,7 +263,10 @@ impl BlockPool {
     pub fn announce(&mut self, event: &Stored<'_>) -> Result<()> {
         let count = check_hashes(event.hashes, event.hash_len)?;
         check_hash_len(event.parent.len().max(1))?;
-        check_tokens(event.tokens.len(), count as u64 * u64::from(event.block_size))?;
+        check_tokens(
+            event.tokens.len(),
+            count as u64 * u64::from(event.block_size),
+        )?;
         if count > 0
             && let Some(events) = self.event_log()
         {
@@ -308,19 +322,31 @@ impl BlockPool {
     }
 
     fn check_full(&self, what: &CacheFull<'_>) -> Result<()> {
-        let Some(index) = &self.index else { return Err(no_cache()) };
+        let Some(index) = &self.index else {
+            return Err(no_cache());
+        };
         let count = check_hashes(what.hashes, what.hash_len)?;
         if count != what.blocks.len() {
-            bail!(Status::Mismatch, "{} blocks but {count} hashes", what.blocks.len());
+            bail!(
+                Status::Mismatch,
+                "{} blocks but {count} hashes",
+                what.blocks.len()
+            );
         }
         if !what.mask.is_empty() && what.mask.len() != count {
-            bail!(Status::Mismatch, "{count} blocks but a mask of {}", what.mask.len());
+            bail!(
+                Status::Mismatch,
+                "{count} blocks but a mask of {}",
+                what.mask.len()
+            );
         }
         check_hash_len(what.parent.len().max(1))?;
         check_tokens(what.tokens.len(), count as u64 * u64::from(what.block_size))?;
         let end = (u64::from(what.first) + count as u64) * u64::from(what.block_size);
         if end > u32::MAX.into() {
-            return Err(Error::invalid(format!("a prefix of {end} tokens: too long to be counted")));
+            return Err(Error::invalid(format!(
+                "a prefix of {end} tokens: too long to be counted"
+            )));
         }
         for (i, &block) in what.blocks.iter().enumerate() {
             self.known(block)?;
@@ -385,12 +411,17 @@ impl<'a> CachePartial<'a> {
 }
 
 fn no_cache() -> Error {
-    Error::new(Status::InvalidState, "the pool was made without a prefix cache")
+    Error::new(
+        Status::InvalidState,
+        "the pool was made without a prefix cache",
+    )
 }
 
 fn check_hash_len(len: usize) -> Result<()> {
     if !(1..=MAX_HASH).contains(&len) {
-        return Err(Error::invalid(format!("a hash of {len} bytes: it has 1 to {MAX_HASH}")));
+        return Err(Error::invalid(format!(
+            "a hash of {len} bytes: it has 1 to {MAX_HASH}"
+        )));
     }
     Ok(())
 }
@@ -402,7 +433,11 @@ fn check_hashes(hashes: &[u8], len: usize) -> Result<usize> {
     }
     check_hash_len(len)?;
     if hashes.len() % len != 0 {
-        bail!(Status::Mismatch, "{} bytes are not a number of {len}-byte hashes", hashes.len());
+        bail!(
+            Status::Mismatch,
+            "{} bytes are not a number of {len}-byte hashes",
+            hashes.len()
+        );
     }
     Ok(hashes.len() / len)
 }

@@ -128,7 +128,11 @@ impl EventBatch {
 
     pub(super) fn removed(&mut self, hash: &[u8], group: u32) {
         self.bytes.extend_from_slice(hash);
-        self.push(Record { hash_len: hash.len() as u8, group, ..self.record(Kind::Removed) });
+        self.push(Record {
+            hash_len: hash.len() as u8,
+            group,
+            ..self.record(Kind::Removed)
+        });
     }
 
     pub(super) fn cleared(&mut self) {
@@ -178,7 +182,10 @@ impl Record {
     fn event<'a>(&self, bytes: &'a [u8], tokens: &'a [u32]) -> Event<'a> {
         match self.kind {
             Kind::Cleared => Event::Cleared,
-            Kind::Removed => Event::Removed { hash: bytes, group: self.group },
+            Kind::Removed => Event::Removed {
+                hash: bytes,
+                group: self.group,
+            },
             Kind::Stored => {
                 let (parent, hashes) = bytes.split_at(self.parent_len.into());
                 Event::Stored(Stored {

@@ -91,7 +91,8 @@ impl Index {
 
     /// The block that has had this key for longest.
     pub(super) fn get(&self, key: &Key<'_>) -> Option<u32> {
-        self.find(self.mixer.mix(key), key).map(|e| self.entries[e as usize].block)
+        self.find(self.mixer.mix(key), key)
+            .map(|e| self.entries[e as usize].block)
     }
 
     /// Whether the block has this key.
@@ -113,7 +114,11 @@ impl Index {
     /// Gives a block a key that it does not have. The first becomes its primary one; `tokens` is
     /// kept for that only. Room in the table has been reserved.
     pub(super) fn insert(&mut self, block: u32, key: &Key<'_>, tokens: u32) -> Result<()> {
-        let number = if self.entries[block as usize].used { self.secondary(block)? } else { block };
+        let number = if self.entries[block as usize].used {
+            self.secondary(block)?
+        } else {
+            block
+        };
         let mixed = self.mixer.mix(key);
         let first = self.find(mixed, key);
         let (newer, older) = match first {
@@ -178,7 +183,9 @@ impl Index {
 
     /// All keys of a block, the primary one first.
     pub(super) fn keys(&self, block: u32) -> Vec<(Vec<u8>, u32)> {
-        self.entries_of(block).map(|e| (self.hash_of(e), self.entries[e as usize].group)).collect()
+        self.entries_of(block)
+            .map(|e| (self.hash_of(e), self.entries[e as usize].group))
+            .collect()
     }
 
     /// Forgets everything.
@@ -213,7 +220,10 @@ impl Index {
             number
         } else {
             if self.entries.len() >= NONE as usize || self.entries.try_reserve(1).is_err() {
-                bail!(Status::ResourceExhausted, "no room for another key of block {block}");
+                bail!(
+                    Status::ResourceExhausted,
+                    "no room for another key of block {block}"
+                );
             }
             self.entries.push(UNUSED);
             (self.entries.len() - 1) as u32

@@ -44,9 +44,7 @@ impl Mixer {
     /// 32 bits that say where a key belongs and, with the rest, which key it may be.
     pub(super) fn mix(&self, key: &Key<'_>) -> u32 {
         let seed = &self.0;
-        let word = |i: usize| {
-            u64::from_le_bytes(std::array::from_fn(|j| key.head[i * 8 + j]))
-        };
+        let word = |i: usize| u64::from_le_bytes(std::array::from_fn(|j| key.head[i * 8 + j]));
         let mut sum = fold(word(0) ^ seed[0], word(1) ^ seed[1]);
         if key.hash.len() > 16 {
             sum ^= fold(word(2) ^ seed[2], word(3) ^ seed[3]);

@@ -9,7 +9,10 @@ pub(super) fn filled<T: Clone>(count: usize, value: T, what: &str) -> Result<Vec
     v.try_reserve_exact(count).map_err(|_| {
         Error::new(
             Status::ResourceExhausted,
-            format!("no memory for {what}: {count} times {} bytes", size_of::<T>()),
+            format!(
+                "no memory for {what}: {count} times {} bytes",
+                size_of::<T>()
+            ),
         )
     })?;
     v.resize(count, value);

@@ -28,6 +28,24 @@ pub enum Policy {
         /// Greater than 0, at most 1.
         fraction: f64,
     },
+    /// The same, of the oldest part of the queue that has proved long enough to find a run that
+    /// fits, and that is never more than `limit` of it (or than what is asked for).
+    Elastic {
+        /// Greater than 0, at most 1.
+        limit: f64,
+    },
+}
+
+impl Policy {
+    /// The best that is known (docs/block-pool.md has the figures): elastic up to a fifth of the
+    /// queue where there is a prefix cache to be careful of, the whole queue where there is none.
+    pub fn of_choice(caching: bool) -> Self {
+        if caching {
+            Policy::Elastic { limit: 0.2 }
+        } else {
+            Policy::Windowed { fraction: 1.0 }
+        }
+    }
 }
 
 /// How to make a pool.
@@ -50,13 +68,12 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults: windowed, with a tenth of the queue where there is a prefix cache to be careful
-    /// of, and all of it where there is none; no events; the null block is refused.
+    /// The defaults: [`Policy::of_choice`]; no events; the null block is refused.
     pub fn new(blocks: u32, caching: bool) -> Self {
         Options {
             blocks,
             caching,
-            policy: Policy::Windowed { fraction: if caching { 0.1 } else { 1.0 } },
+            policy: Policy::of_choice(caching),
             events: false,
             event_bytes: EVENT_BYTES,
             tolerate_null: false,
@@ -93,22 +110,30 @@ impl BlockPool {
         let mut queue = Queue::new(options.blocks)?;
         let window = match options.policy {
             Policy::Lru => None,
-            Policy::Windowed { fraction } if fraction > 0.0 && fraction <= 1.0 => {
-                Some(Window::new(&mut queue, fraction)?)
-            }
-            Policy::Windowed { fraction } => {
-                return Err(Error::invalid(format!(
-                    "a window of {fraction} of the free blocks: it is greater than 0 and at most 1"
-                )));
-            }
+            Policy::Windowed { fraction } => Some((fraction, false)),
+            Policy::Elastic { limit } => Some((limit, true)),
         };
+        if let Some((fraction, _)) = window
+            && !(fraction > 0.0 && fraction <= 1.0)
+        {
+            return Err(Error::invalid(format!(
+                "a window of {fraction} of the free blocks: it is greater than 0 and at most 1"
+            )));
+        }
+        let window = window.map(|(fraction, elastic)| Window::new(&mut queue, fraction, elastic));
         Ok(BlockPool {
+            window: window.transpose()?,
             queue,
-            window,
-            index: options.caching.then(|| Index::new(options.blocks)).transpose()?,
+            index: options
+                .caching
+                .then(|| Index::new(options.blocks))
+                .transpose()?,
             events: options.events.then(EventBatch::default),
             event_bytes: options.event_bytes,
-            stats: Stats { blocks: options.blocks.into(), ..Stats::default() },
+            stats: Stats {
+                blocks: options.blocks.into(),
+                ..Stats::default()
+            },
             tolerate_null: options.tolerate_null,
             reused: Vec::new(),
         })
@@ -116,9 +141,9 @@ impl BlockPool {
 
     /// Takes `out.len()` free blocks, each then held once, and forgets what they had cached.
     ///
-    /// With [`Policy::Lru`] in the order of eviction, with [`Policy::Windowed`] in the order of their
-    /// ids. With `after`, the last block of a request that grows, the windowed policy gives first
-    /// the candidates that follow it without a gap.
+    /// With [`Policy::Lru`] in the order of eviction, with the others in the order of their ids.
+    /// With `after`, the last block of a request that grows, they give first the candidates that
+    /// follow it without a gap.
     ///
     /// # Errors
     /// [`Status::ResourceExhausted`] if fewer are free: nothing is changed, nothing written.
@@ -199,7 +224,11 @@ impl BlockPool {
             match self.queue.nodes.get(id as usize) {
                 Some(node) if id < self.num_blocks() && id != NULL_BLOCK => {
                     if node.refs > room {
-                        bail!(Status::ResourceExhausted, "block {id} is held {} times", node.refs);
+                        bail!(
+                            Status::ResourceExhausted,
+                            "block {id} is held {} times",
+                            node.refs
+                        );
                     }
                 }
                 _ if id == NULL_BLOCK && self.tolerate_null => {}
@@ -309,8 +338,11 @@ impl BlockPool {
             let node = &mut nodes[id as usize];
             node.refs -= 1;
             if node.refs == 0 {
-                let chain =
-                    if last == 0 || node.flags & last != 0 { &mut back } else { &mut front };
+                let chain = if last == 0 || node.flags & last != 0 {
+                    &mut back
+                } else {
+                    &mut front
+                };
                 chain.push(nodes, id);
             }
         }

@@ -41,7 +41,11 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    pub(super) const EMPTY: Chain = Chain { first: 0, last: 0, len: 0 };
+    pub(super) const EMPTY: Chain = Chain {
+        first: 0,
+        last: 0,
+        len: 0,
+    };
 
     /// Adds a block behind the last one.
     pub(super) fn push(&mut self, nodes: &mut [Node], id: u32) {
@@ -60,7 +64,12 @@ impl Queue {
     /// `blocks` blocks, all free, in the order of their ids, except block 0, which is in use for ever.
     pub(super) fn new(blocks: u32) -> Result<Self> {
         let count = blocks as usize;
-        let blank = Node { prev: 0, next: 0, refs: 0, flags: 0 };
+        let blank = Node {
+            prev: 0,
+            next: 0,
+            refs: 0,
+            flags: 0,
+        };
         let mut nodes = filled(count + 1, blank, "the blocks")?;
         for (i, node) in nodes.iter_mut().enumerate() {
             let i = i as u32;
@@ -70,7 +79,10 @@ impl Queue {
         }
         nodes[count].next = 1;
         nodes[0].refs = 1;
-        Ok(Queue { nodes, free: blocks - 1 })
+        Ok(Queue {
+            nodes,
+            free: blocks - 1,
+        })
     }
 
     /// The index of the sentinel, which is also the number of blocks.

@@ -39,7 +39,15 @@ impl RunSet {
     /// The empty set, for ids below `bound`.
     pub(super) fn new(bound: usize) -> Result<Self> {
         Ok(RunSet {
-            nodes: filled(bound, Node { len: 0, prev: NONE, next: NONE }, "the run index")?,
+            nodes: filled(
+                bound,
+                Node {
+                    len: 0,
+                    prev: NONE,
+                    next: NONE,
+                },
+                "the run index",
+            )?,
             heads: filled(bound + 1, NONE, "the run index")?,
             starts: BitSet::new(bound)?,
             lengths: BitSet::new(bound + 1)?,
@@ -49,9 +57,16 @@ impl RunSet {
     /// Adds blocks, none of which is in the set, and joins them with their neighbours.
     pub(super) fn insert(&mut self, run: Run) {
         let mut whole = run;
-        if let Some(left) = run.start.checked_sub(1).and_then(|before| self.around(before)) {
+        if let Some(left) = run
+            .start
+            .checked_sub(1)
+            .and_then(|before| self.around(before))
+        {
             self.unlink(left.start);
-            whole = Run { start: left.start, len: left.len + run.len };
+            whole = Run {
+                start: left.start,
+                len: left.len + run.len,
+            };
         }
         let after = run.start + run.len;
         if self.starts.contains(after) {
@@ -75,7 +90,10 @@ impl RunSet {
         let left = run.start - whole.start;
         let right = whole.len - left - run.len;
         if left > 0 {
-            self.link(Run { start: whole.start, len: left });
+            self.link(Run {
+                start: whole.start,
+                len: left,
+            });
         } else {
             self.starts.remove(whole.start);
         }
@@ -88,17 +106,26 @@ impl RunSet {
 
     /// The run that begins at this block.
     pub(super) fn starting_at(&self, start: u32) -> Option<Run> {
-        self.starts.contains(start).then(|| Run { start, len: self.nodes[start as usize].len })
+        self.starts.contains(start).then(|| Run {
+            start,
+            len: self.nodes[start as usize].len,
+        })
     }
 
     /// The smallest run of at least `len` blocks; of several the one that came to be last.
     pub(super) fn best_fit(&self, len: u32) -> Option<Run> {
-        self.lengths.at_least(len).map(|len| Run { start: self.heads[len as usize], len })
+        self.lengths.at_least(len).map(|len| Run {
+            start: self.heads[len as usize],
+            len,
+        })
     }
 
     /// The longest run; of several the one that came to be last.
     pub(super) fn longest(&self) -> Option<Run> {
-        self.lengths.last().map(|len| Run { start: self.heads[len as usize], len })
+        self.lengths.last().map(|len| Run {
+            start: self.heads[len as usize],
+            len,
+        })
     }
 
     /// The run that a block lies in.
@@ -113,11 +140,19 @@ impl RunSet {
         let Run { start, len } = run;
         let head = self.heads[len as usize];
         if head == NONE {
-            self.nodes[start as usize] = Node { len, prev: start, next: start };
+            self.nodes[start as usize] = Node {
+                len,
+                prev: start,
+                next: start,
+            };
             self.lengths.insert(len);
         } else {
             let tail = self.nodes[head as usize].prev;
-            self.nodes[start as usize] = Node { len, prev: tail, next: head };
+            self.nodes[start as usize] = Node {
+                len,
+                prev: tail,
+                next: head,
+            };
             self.nodes[head as usize].prev = start;
             self.nodes[tail as usize].next = start;
         }
@@ -185,12 +220,20 @@ mod tests {
                 set.best_fit(n).map(|r| r.len),
                 runs.iter().map(|r| r.len).filter(|&l| l >= n).min()
             );
-            assert_eq!(set.longest().map(|r| r.len), runs.iter().map(|r| r.len).max());
+            assert_eq!(
+                set.longest().map(|r| r.len),
+                runs.iter().map(|r| r.len).max()
+            );
             for r in [set.best_fit(n), set.longest()].into_iter().flatten() {
                 assert!(runs.contains(&r), "{r:?} is a run");
             }
             for b in 0..BOUND {
-                assert_eq!(set.around(b), runs.iter().copied().find(|r| b - r.start.min(b) < r.len && b >= r.start));
+                assert_eq!(
+                    set.around(b),
+                    runs.iter()
+                        .copied()
+                        .find(|r| b - r.start.min(b) < r.len && b >= r.start)
+                );
             }
         }
     }

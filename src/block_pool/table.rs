@@ -15,7 +15,10 @@ struct Slot {
     entry: u32,
 }
 
-const EMPTY: Slot = Slot { mixed: 0, entry: NONE };
+const EMPTY: Slot = Slot {
+    mixed: 0,
+    entry: NONE,
+};
 
 /// Mixed bits to entries, each pair at most once.
 pub(super) struct Table {
@@ -28,7 +31,11 @@ impl Table {
     /// A table for so many entries; it grows when there are more.
     pub(super) fn new(entries: usize) -> Result<Self> {
         let size = (entries.max(4) * 2).next_power_of_two();
-        Ok(Table { slots: filled(size, EMPTY, "the prefix index")?, mask: size - 1, len: 0 })
+        Ok(Table {
+            slots: filled(size, EMPTY, "the prefix index")?,
+            mask: size - 1,
+            len: 0,
+        })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -84,7 +91,9 @@ impl Table {
 
     /// Removes a pair.
     pub(super) fn remove(&mut self, mixed: u32, entry: u32) {
-        let Some(mut hole) = self.position(mixed, entry) else { return };
+        let Some(mut hole) = self.position(mixed, entry) else {
+            return;
+        };
         let mut i = hole;
         loop {
             i = (i + 1) & self.mask;
