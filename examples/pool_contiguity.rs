@@ -372,11 +372,12 @@ fn main() {
         ("windowed 0.3", [w(0.3); 2]),
         ("elastic 0.05", [e(0.05); 2]),
         ("elastic 0.1", [e(0.1); 2]),
-        ("elastic 0.2 (default)", [e(0.2); 2]),
+        ("elastic 0.15 (default)", [e(0.15); 2]),
+        ("elastic 0.2", [e(0.2); 2]),
         ("elastic 0.5", [e(0.5); 2]),
         ("elastic 1", [e(1.0); 2]),
-        ("default to LRU", [e(0.2), lru]),
-        ("LRU to default", [lru, e(0.2)]),
+        ("default to LRU", [e(0.15), lru]),
+        ("LRU to default", [lru, e(0.15)]),
     ];
     let without = [
         ("LRU", [lru; 2]),

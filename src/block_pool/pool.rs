@@ -37,11 +37,11 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// The best that is known (docs/block-pool.md has the figures): elastic up to a fifth of the
+    /// The best that is known (docs/block-pool.md has the figures): elastic up to 15 % of the
     /// queue where there is a prefix cache to be careful of, the whole queue where there is none.
     pub fn of_choice(caching: bool) -> Self {
         if caching {
-            Policy::Elastic { limit: 0.2 }
+            Policy::Elastic { limit: 0.15 }
         } else {
             Policy::Windowed { fraction: 1.0 }
         }
