@@ -177,7 +177,6 @@ impl Index {
             }
             number = entry.sibling;
         }
-        self.entries[block as usize].sibling = NONE;
         self.cached_blocks -= 1;
     }
 

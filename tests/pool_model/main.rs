@@ -12,17 +12,50 @@ use subject::Subject;
 /// Numbers are drawn without knowledge of the state; see `ids` for how they become blocks.
 #[derive(Clone, Debug)]
 enum Op {
-    Allocate { n: u32, after: Option<u32> },
+    Allocate {
+        n: u32,
+        after: Option<u32>,
+    },
     /// The last so many blocks of what one allocation gave, as an engine does.
-    FreeTail { n: u32 },
-    Free { picks: Vec<u32> },
-    Unpin { picks: Vec<u32> },
-    Touch { picks: Vec<u32> },
-    Chain { from: u32, n: u32, groups: Vec<u32>, touch: bool },
-    CacheFull { picks: Vec<u32>, from: u32, group: u32, mask: u32, tokens: u32 },
-    CachePartial { pick: u32, hash: u32, group: u32, tokens: u32, replace: bool },
-    Move { from: u32, to: u32 },
-    Evict { picks: Vec<u32> },
+    FreeTail {
+        n: u32,
+    },
+    Free {
+        picks: Vec<u32>,
+    },
+    Unpin {
+        picks: Vec<u32>,
+    },
+    Touch {
+        picks: Vec<u32>,
+    },
+    Chain {
+        from: u32,
+        n: u32,
+        groups: Vec<u32>,
+        touch: bool,
+    },
+    CacheFull {
+        picks: Vec<u32>,
+        from: u32,
+        group: u32,
+        mask: u32,
+        tokens: u32,
+    },
+    CachePartial {
+        pick: u32,
+        hash: u32,
+        group: u32,
+        tokens: u32,
+        replace: bool,
+    },
+    Move {
+        from: u32,
+        to: u32,
+    },
+    Evict {
+        picks: Vec<u32>,
+    },
     FreeAll,
     Reset,
 }
@@ -39,11 +72,11 @@ fn op() -> impl Strategy<Value = Op> {
         2 => picks().prop_map(|picks| Op::Free { picks }),
         1 => picks().prop_map(|picks| Op::Unpin { picks }),
         3 => picks().prop_map(|picks| Op::Touch { picks }),
-        3 => (n, 0u32..6, proptest::collection::vec(0u32..3, 1..3), any::<bool>())
+        3 => (n, 0u32..6, proptest::collection::vec(0u32..GROUPS, 1..3), any::<bool>())
             .prop_map(|(from, n, groups, touch)| Op::Chain { from, n, groups, touch }),
-        6 => (picks(), n, 0u32..3, n, n)
+        6 => (picks(), n, 0u32..GROUPS, n, n)
             .prop_map(|(picks, from, group, mask, tokens)| Op::CacheFull { picks, from, group, mask, tokens }),
-        3 => (n, n, 0u32..3, 1u32..30, any::<bool>())
+        3 => (n, n, 0u32..GROUPS, 1u32..30, any::<bool>())
             .prop_map(|(pick, hash, group, tokens, replace)| Op::CachePartial { pick, hash, group, tokens, replace }),
         1 => (n, n).prop_map(|(from, to)| Op::Move { from, to }),
         1 => picks().prop_map(|picks| Op::Evict { picks }),
@@ -55,18 +88,25 @@ fn op() -> impl Strategy<Value = Op> {
 /// One of few hashes, short and long ones.
 fn hash(number: u32, len: usize) -> Vec<u8> {
     let mut hash = vec![0xa5; len];
-    hash[len - 1] = (number % 12) as u8;
+    hash[len - 1] = (number % HASHES) as u8;
     hash
 }
 
+/// So few that blocks often share a key.
+const HASHES: u32 = 5;
+const GROUPS: u32 = 2;
+
+/// Mostly short ones; 32 bytes is what an entry of the index has room for.
 fn hash_len(number: u32) -> usize {
-    [2, 32, 33, 70][number as usize % 4]
+    [2, 2, 2, 2, 2, 32, 33, 70][number as usize % 8]
 }
 
 /// Mostly blocks that are held (with `held`) or any; now and then one that cannot be meant.
 fn ids(model: &Model, picks: &[u32], held: bool) -> Vec<u32> {
     let blocks = model.refs.len() as u32;
-    let all: Vec<u32> = (1..blocks).filter(|&b| !held || model.refs[b as usize] > 0).collect();
+    let all: Vec<u32> = (1..blocks)
+        .filter(|&b| !held || model.refs[b as usize] > 0)
+        .collect();
     picks
         .iter()
         .map(|&p| match p % 97 {
@@ -88,7 +128,9 @@ fn step<S: Subject>(pool: &mut S, model: &mut Model, op: &Op) {
             model.allocate(*n as usize, after, got.as_deref().map_err(|e| *e));
         }
         Op::FreeTail { n } => {
-            let held = (1..model.refs.len() as u32).rev().filter(|&b| model.refs[b as usize] > 0);
+            let held = (1..model.refs.len() as u32)
+                .rev()
+                .filter(|&b| model.refs[b as usize] > 0);
             let ids: Vec<u32> = held.take(*n as usize).collect();
             assert_eq!(pool.free(&ids), model.free(&ids, false));
         }
@@ -104,24 +146,47 @@ fn step<S: Subject>(pool: &mut S, model: &mut Model, op: &Op) {
             let ids = ids(model, picks, false);
             assert_eq!(pool.touch(&ids), model.touch(&ids), "{ids:?}");
         }
-        Op::Chain { from, n, groups, touch } => {
-            let hashes: Vec<_> = (0..*n).map(|i| hash(from / 4 + i, hash_len(*from))).collect();
+        Op::Chain {
+            from,
+            n,
+            groups,
+            touch,
+        } => {
+            let hashes: Vec<_> = (0..*n)
+                .map(|i| hash(from / 8 + i, hash_len(*from)))
+                .collect();
             let expected = model.chain(&hashes, groups);
             assert_eq!(pool.chain(&hashes, groups, *touch), expected);
             if *touch {
                 model.touch(&expected).unwrap();
             }
         }
-        Op::CacheFull { picks, from, group, mask, tokens } => {
+        Op::CacheFull {
+            picks,
+            from,
+            group,
+            mask,
+            tokens,
+        } => {
             let blocks = ids(model, picks, tokens % 8 != 0);
             let n = blocks.len() as u32;
             let what = Full {
-                hashes: (0..n).map(|i| hash(from / 4 + i, hash_len(*from))).collect(),
+                hashes: (0..n)
+                    .map(|i| hash(from / 8 + i, hash_len(*from)))
+                    .collect(),
                 group: *group,
                 first: from % 3,
                 block_size: 4,
-                mask: if mask % 4 == 0 { (0..n).map(|i| (mask >> (8 + i) & 1) as u8).collect() } else { vec![] },
-                parent: if from % 3 == 0 { vec![] } else { hash(from / 4 + 7, hash_len(*from)) },
+                mask: if mask % 4 == 0 {
+                    (0..n).map(|i| (mask >> (8 + i) & 1) as u8).collect()
+                } else {
+                    vec![]
+                },
+                parent: if from % 3 == 0 {
+                    vec![]
+                } else {
+                    hash(from / 8 + 7, hash_len(*from))
+                },
                 tokens: match tokens % 9 {
                     0 => vec![],
                     1 => vec![1],
@@ -132,9 +197,15 @@ fn step<S: Subject>(pool: &mut S, model: &mut Model, op: &Op) {
             };
             assert_eq!(pool.cache_full(&what), model.cache_full(&what), "{what:?}");
         }
-        Op::CachePartial { pick, hash: h, group, tokens, replace } => {
+        Op::CachePartial {
+            pick,
+            hash: h,
+            group,
+            tokens,
+            replace,
+        } => {
             let id = ids(model, &[*pick], true)[0];
-            let key: Key = (hash(h / 4, hash_len(*h)), *group);
+            let key: Key = (hash(h / 8, hash_len(*h)), *group);
             assert_eq!(
                 pool.cache_partial(id, &key, *tokens, *replace),
                 model.cache_partial(id, key, *tokens, *replace)
@@ -142,7 +213,10 @@ fn step<S: Subject>(pool: &mut S, model: &mut Model, op: &Op) {
         }
         Op::Move { from, to } => {
             let picked = ids(model, &[*from, *to], false);
-            assert_eq!(pool.move_keys(picked[0], picked[1]), model.move_keys(picked[0], picked[1]));
+            assert_eq!(
+                pool.move_keys(picked[0], picked[1]),
+                model.move_keys(picked[0], picked[1])
+            );
         }
         Op::Evict { picks } => {
             let ids = ids(model, picks, false);
@@ -174,20 +248,43 @@ fn compare<S: Subject>(pool: &mut S, model: &mut Model) {
             assert_eq!(pool.refs(id), refs, "references of {id}");
         }
     }
+    for (len, number, group) in [2, 32, 33, 70]
+        .into_iter()
+        .flat_map(|len| (0..HASHES).flat_map(move |h| (0..GROUPS).map(move |g| (len, h, g))))
+    {
+        let key = (hash(number, len), group);
+        let found: Vec<u32> = model.find(&key).into_iter().collect();
+        assert_eq!(
+            pool.chain(&[key.0], &[group], false),
+            found,
+            "hash {number} of {len} bytes"
+        );
+    }
     let stats = pool.stats();
     assert_eq!(stats.free, model.queue.len() as u64);
     assert_eq!(stats.cached_keys, model.map.len() as u64);
-    assert_eq!(stats.cached_blocks, model.keys.iter().filter(|k| !k.is_empty()).count() as u64);
+    assert_eq!(
+        stats.cached_blocks,
+        model.keys.iter().filter(|k| !k.is_empty()).count() as u64
+    );
     let usable = model.refs.len() - 1;
     let used = usable - model.queue.len();
-    let usage = if usable == 0 { 0.0 } else { used as f64 / usable as f64 };
+    let usage = if usable == 0 {
+        0.0
+    } else {
+        used as f64 / usable as f64
+    };
     assert!((pool.usage() - usage).abs() < 1e-12);
 }
 
 fn run<S: Subject>(options: &Options, ops: &[Op]) {
     let mut pool = S::make(options);
-    let mut model =
-        Model::new(options.blocks, options.caching, options.policy, options.tolerate_null);
+    let mut model = Model::new(
+        options.blocks,
+        options.caching,
+        options.policy,
+        options.tolerate_null,
+    );
     compare(&mut pool, &mut model);
     for op in ops {
         step(&mut pool, &mut model, op);
@@ -197,7 +294,13 @@ fn run<S: Subject>(options: &Options, ops: &[Op]) {
 
 fn options() -> impl Strategy<Value = Options> {
     // Fractions that are exact in binary, so that the model's arithmetic is.
-    let fraction = prop_oneof![Just(1.0), Just(0.5), Just(0.25), Just(0.125), Just(1.0 / 64.0)];
+    let fraction = prop_oneof![
+        Just(1.0),
+        Just(0.5),
+        Just(0.25),
+        Just(0.125),
+        Just(1.0 / 64.0)
+    ];
     let policy = (0..3, fraction).prop_map(|(kind, f)| match kind {
         0 => Policy::Lru,
         1 => Policy::Windowed { fraction: f },
@@ -216,8 +319,15 @@ fn options() -> impl Strategy<Value = Options> {
 
 fn config() -> ProptestConfig {
     // Failures are shrunk and shown with their seed; nothing is written next to the sources.
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(400);
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+    let cases = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(400);
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {

@@ -10,7 +10,14 @@ pub type Key = (Vec<u8>, u32);
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    Stored { hashes: Vec<Vec<u8>>, parent: Vec<u8>, tokens: Vec<u32>, block_size: u32, group: u32, tag: u64 },
+    Stored {
+        hashes: Vec<Vec<u8>>,
+        parent: Vec<u8>,
+        tokens: Vec<u32>,
+        block_size: u32,
+        group: u32,
+        tag: u64,
+    },
     Removed(Key),
     Cleared,
 }
@@ -72,11 +79,19 @@ impl Model {
     }
 
     fn known(&self, id: u32) -> Result<(), Status> {
-        if (id as usize) < self.refs.len() { Ok(()) } else { Err(Status::InvalidArgument) }
+        if (id as usize) < self.refs.len() {
+            Ok(())
+        } else {
+            Err(Status::InvalidArgument)
+        }
     }
 
     fn countable(&self, id: u32) -> Result<(), Status> {
-        if id == 0 { Err(Status::InvalidArgument) } else { self.known(id) }
+        if id == 0 {
+            Err(Status::InvalidArgument)
+        } else {
+            self.known(id)
+        }
     }
 
     fn limit(&self) -> usize {
@@ -134,8 +149,16 @@ impl Model {
 
     fn take(&mut self, ids: &[u32]) {
         for id in ids {
-            let at = self.queue.iter().position(|q| q == id).expect("it was free");
-            assert!(at < self.window, "block {id} is at {at} and the window {}", self.window);
+            let at = self
+                .queue
+                .iter()
+                .position(|q| q == id)
+                .expect("it was free");
+            assert!(
+                at < self.window,
+                "block {id} is at {at} and the window {}",
+                self.window
+            );
             self.queue.remove(at);
             self.window -= 1;
         }
@@ -143,7 +166,12 @@ impl Model {
 
     /// Maximal runs of the window: first block and length.
     fn runs(&self) -> Vec<(u32, u32)> {
-        runs(&self.queue[..self.window].iter().copied().collect::<BTreeSet<_>>())
+        runs(
+            &self.queue[..self.window]
+                .iter()
+                .copied()
+                .collect::<BTreeSet<_>>(),
+        )
     }
 
     fn check_windowed(&mut self, n: usize, after: Option<u32>, got: &[u32]) {
@@ -171,14 +199,18 @@ impl Model {
         let mut left = missing as u32;
         while left > 0 {
             let fits = lengths.iter().copied().filter(|&l| l >= left).min();
-            let len = fits.or(lengths.iter().copied().max()).expect("the window is long enough");
+            let len = fits
+                .or(lengths.iter().copied().max())
+                .expect("the window is long enough");
             lengths.remove(lengths.iter().position(|&l| l == len).unwrap());
             expected.push((len, len.min(left)));
             left -= len.min(left);
         }
         let mut picked: Vec<(u32, u32)> = Vec::new();
         for (start, len) in runs(&rest.iter().copied().collect()) {
-            let from = runs_before.iter().find(|r| r.0 <= start && start < r.0 + r.1);
+            let from = runs_before
+                .iter()
+                .find(|r| r.0 <= start && start < r.0 + r.1);
             let from = from.expect("from the window");
             assert_eq!(from.0 + from.1, start + len, "the end of a run");
             picked.push((from.1, len));
@@ -208,7 +240,11 @@ impl Model {
             }
             if self.refs[id as usize] == 0 {
                 let hashed = !self.keys[id as usize].is_empty();
-                if unpin || hashed { last.push(id) } else { first.push(id) }
+                if unpin || hashed {
+                    last.push(id)
+                } else {
+                    first.push(id)
+                }
             }
         }
         self.window += first.len();
@@ -239,14 +275,19 @@ impl Model {
     }
 
     pub fn find(&self, key: &Key) -> Option<u32> {
-        self.map.iter().find(|(k, _)| k == key).map(|(_, blocks)| blocks[0])
+        self.map
+            .iter()
+            .find(|(k, _)| k == key)
+            .map(|(_, blocks)| blocks[0])
     }
 
     pub fn chain(&self, hashes: &[Vec<u8>], groups: &[u32]) -> Vec<u32> {
         let mut out = Vec::new();
         for hash in hashes {
-            let found: Option<Vec<u32>> =
-                groups.iter().map(|&g| self.find(&(hash.clone(), g))).collect();
+            let found: Option<Vec<u32>> = groups
+                .iter()
+                .map(|&g| self.find(&(hash.clone(), g)))
+                .collect();
             match found {
                 Some(blocks) => out.extend(blocks),
                 None => break,
@@ -317,7 +358,13 @@ impl Model {
         Ok(())
     }
 
-    pub fn cache_partial(&mut self, id: u32, key: Key, tokens: u32, replace: bool) -> Result<(), Status> {
+    pub fn cache_partial(
+        &mut self,
+        id: u32,
+        key: Key,
+        tokens: u32,
+        replace: bool,
+    ) -> Result<(), Status> {
         self.known(id)?;
         if !self.caching {
             return Err(Status::InvalidState);

@@ -14,7 +14,13 @@ pub trait Subject {
     fn touch(&mut self, ids: &[u32]) -> std::result::Result<(), Status>;
     fn chain(&mut self, hashes: &[Vec<u8>], groups: &[u32], touch: bool) -> Vec<u32>;
     fn cache_full(&mut self, what: &Full) -> std::result::Result<(), Status>;
-    fn cache_partial(&mut self, id: u32, key: &Key, tokens: u32, replace: bool) -> std::result::Result<(), Status>;
+    fn cache_partial(
+        &mut self,
+        id: u32,
+        key: &Key,
+        tokens: u32,
+        replace: bool,
+    ) -> std::result::Result<(), Status>;
     fn move_keys(&mut self, from: u32, to: u32) -> std::result::Result<(), Status>;
     fn evict(&mut self, ids: &[u32]) -> std::result::Result<(), Status>;
     fn reset(&mut self) -> bool;
@@ -94,7 +100,13 @@ impl Subject for BlockPool {
         ))
     }
 
-    fn cache_partial(&mut self, block: u32, key: &Key, tokens: u32, replace: bool) -> std::result::Result<(), Status> {
+    fn cache_partial(
+        &mut self,
+        block: u32,
+        key: &Key,
+        tokens: u32,
+        replace: bool,
+    ) -> std::result::Result<(), Status> {
         status(BlockPool::cache_partial(
             self,
             &CachePartial {
