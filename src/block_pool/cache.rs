@@ -1,7 +1,7 @@
 //! The prefix cache of the pool: looking up, caching and evicting content.
 
 use super::events::Stored;
-use super::index::Index;
+use super::index::{AHEAD, Index};
 use super::key::Key;
 use super::pool::{BlockPool, MAX_HASH, NULL_BLOCK};
 use super::queue::{HASHED, WATCHED};
@@ -59,18 +59,18 @@ impl BlockPool {
     /// The blocks that hold the content of this hash, one for each group, if there is one in all of
     /// them; of several in a group the one that was cached first. They are not touched.
     ///
-    /// Returns whether `out` was written.
+    /// Returns whether there is one; if not, what `out` has means nothing.
     ///
     /// # Errors
-    /// [`Status::InvalidArgument`] if the hash has an impossible length, [`Status::Mismatch`] if
-    /// `out` has another length than `groups`.
+    /// [`Status::InvalidArgument`] if the hash has an impossible length or there are no groups,
+    /// [`Status::Mismatch`] if `out` has another length than `groups`.
     pub fn lookup(&mut self, hash: &[u8], groups: &[u32], out: &mut [u32]) -> Result<bool> {
         Ok(self.lookup_chain(hash, hash.len(), groups, out)? == 1)
     }
 
     /// The longest known prefix: how many of the hashes, from the first, have a block in every
     /// group. `out` gets the blocks, those of the first hash first, in the order of `groups`; it has
-    /// room for all of them. They are not touched.
+    /// room for all of them, and what is behind those found means nothing. They are not touched.
     ///
     /// # Errors
     /// As for [`BlockPool::lookup`].
@@ -82,6 +82,9 @@ impl BlockPool {
         out: &mut [u32],
     ) -> Result<usize> {
         let count = check_hashes(hashes, hash_len)?;
+        if groups.is_empty() {
+            return Err(Error::invalid("no groups to look in"));
+        }
         if out.len() != count * groups.len() {
             bail!(
                 Status::Mismatch,
@@ -93,16 +96,15 @@ impl BlockPool {
         let Some(index) = &self.index else {
             return Ok(0);
         };
-        let mut hits = 0;
-        'chain: for hash in hashes.chunks_exact(hash_len.max(1)) {
-            for (slot, &group) in out[hits * groups.len()..].iter_mut().zip(groups) {
-                match index.get(&Key::new(hash, group)) {
-                    Some(block) => *slot = block,
-                    None => break 'chain,
-                }
-            }
-            hits += 1;
-        }
+        let width = groups.len();
+        let key = |i: usize| {
+            Key::new(
+                &hashes[i / width * hash_len..][..hash_len],
+                groups[i % width],
+            )
+        };
+        // A hash with a block in some of its groups only is not a hit.
+        let hits = index.get_while(key, out) / width;
         self.stats.lookups += (hits + usize::from(hits < count)) as u64;
         self.stats.hits += hits as u64;
         Ok(hits)
@@ -140,13 +142,7 @@ impl BlockPool {
             return Ok(());
         }
         index.reserve(what.blocks.len())?;
-        for (i, hash) in what.chosen() {
-            let block = what.blocks[i];
-            if self.queue.nodes[block as usize].flags & HASHED != 0 {
-                self.drop_keys(block);
-            }
-            self.add_key(block, &Key::new(hash, what.group), what.tokens_at(i))?;
-        }
+        self.cache_in_groups(what)?;
         if let Some(events) = self.event_log() {
             events.stored(&what.event(), what.chosen().map(|(_, hash)| hash));
         }
@@ -169,6 +165,7 @@ impl BlockPool {
             return Ok(());
         }
         let key = Key::new(what.hash, what.group);
+        let mixed = index.mix(&key);
         let known = index.has(what.block, &key);
         let outgrown = index
             .tokens(what.block)
@@ -180,7 +177,7 @@ impl BlockPool {
         if what.replace || outgrown {
             self.drop_keys(what.block);
         }
-        self.add_key(what.block, &key, what.num_tokens)?;
+        self.add_key(what.block, &key, mixed, what.num_tokens)?;
         if let Some(events) = self.event_log() {
             events.stored(&what.event(), std::iter::once(what.hash));
         }
@@ -209,7 +206,8 @@ impl BlockPool {
         // Their room in the table, and their entries, are those that become free here.
         index.remove(from, |_, _| {});
         for (hash, group) in &keys {
-            index.insert(to, &Key::new(hash, *group), tokens)?;
+            let key = Key::new(hash, *group);
+            index.insert(to, &key, index.mix(&key), tokens)?;
         }
         self.queue.nodes[from as usize].flags &= !HASHED;
         self.queue.nodes[to as usize].flags |= HASHED;
@@ -310,8 +308,35 @@ impl BlockPool {
         }
     }
 
-    fn add_key(&mut self, block: u32, key: &Key<'_>, tokens: u32) -> Result<()> {
-        self.index_mut()?.insert(block, key, tokens)?;
+    /// Enters the chosen blocks, some at a time, so that what they wait for in memory is fetched
+    /// together.
+    fn cache_in_groups(&mut self, what: &CacheFull<'_>) -> Result<()> {
+        let mut chosen = what.chosen();
+        let mut group = [(0, &what.hashes[..0], 0); AHEAD];
+        loop {
+            let mut len = 0;
+            let index = self.index_mut()?;
+            for (slot, (i, hash)) in group.iter_mut().zip(chosen.by_ref()) {
+                let mixed = index.mix(&Key::new(hash, what.group));
+                index.prefetch_insert(what.blocks[i], mixed);
+                *slot = (i, hash, mixed);
+                len += 1;
+            }
+            for &(i, hash, mixed) in &group[..len] {
+                let block = what.blocks[i];
+                if self.queue.nodes[block as usize].flags & HASHED != 0 {
+                    self.drop_keys(block);
+                }
+                self.add_key(block, &Key::new(hash, what.group), mixed, what.tokens_at(i))?;
+            }
+            if len < AHEAD {
+                return Ok(());
+            }
+        }
+    }
+
+    fn add_key(&mut self, block: u32, key: &Key<'_>, mixed: u32, tokens: u32) -> Result<()> {
+        self.index_mut()?.insert(block, key, mixed, tokens)?;
         self.queue.nodes[block as usize].flags |= HASHED;
         self.stats.stored_keys += 1;
         Ok(())

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use super::NONE;
 use super::key::{INLINE, Key, Mixer};
-use super::memory::filled;
+use super::memory::{filled, prefetch};
 use super::table::Table;
 use crate::error::{Result, Status, bail};
 
@@ -53,6 +53,9 @@ const UNUSED: Entry = Entry {
     oldest: false,
 };
 
+/// How many look-ups wait for memory together.
+pub(super) const AHEAD: usize = 16;
+
 /// Keys and the blocks that have them.
 pub(super) struct Index {
     entries: Vec<Entry>,
@@ -89,10 +92,63 @@ impl Index {
         self.table.len()
     }
 
-    /// The block that has had this key for longest.
-    pub(super) fn get(&self, key: &Key<'_>) -> Option<u32> {
-        self.find(self.mixer.mix(key), key)
-            .map(|e| self.entries[e as usize].block)
+    /// [`Mixer::mix`].
+    pub(super) fn mix(&self, key: &Key<'_>) -> u32 {
+        self.mixer.mix(key)
+    }
+
+    /// Looks up keys 0 to `out.len() - 1` until one is not there, and writes for each the block that
+    /// has had it for longest. Returns how many were found.
+    ///
+    /// Each look-up waits for memory twice, for the slot of the table and for the entry. They are
+    /// done in groups, the slots first and then the entries, so that the waits of a group overlap.
+    pub(super) fn get_while<'a>(&self, key: impl Fn(usize) -> Key<'a>, out: &mut [u32]) -> usize {
+        // The first alone: most chains that are not known fail there.
+        let Some(first) = out.first_mut() else {
+            return 0;
+        };
+        match self.find(self.mix(&key(0)), &key(0)) {
+            Some(entry) => *first = self.entries[entry as usize].block,
+            None => return 0,
+        }
+        let mut mixed = [0; AHEAD];
+        let mut found = 1;
+        while found < out.len() {
+            let mixed = &mut mixed[..AHEAD.min(out.len() - found)];
+            for (i, slot) in mixed.iter_mut().enumerate() {
+                *slot = self.mix(&key(found + i));
+                self.table.prefetch(*slot);
+            }
+            for &mixed in mixed.iter() {
+                if let Some(entry) = self.table.guess(mixed) {
+                    prefetch(&self.entries, entry as usize);
+                }
+            }
+            for &mut mixed in mixed {
+                let Some(entry) = self.find(mixed, &key(found)) else {
+                    return found;
+                };
+                out[found] = self.entries[entry as usize].block;
+                found += 1;
+            }
+        }
+        found
+    }
+
+    /// Fetches what [`Index::insert`] will need for a block and a key.
+    pub(super) fn prefetch_insert(&self, block: u32, mixed: u32) {
+        prefetch(&self.entries, block as usize);
+        self.table.prefetch(mixed);
+    }
+
+    /// Fetches the primary entry of a block.
+    pub(super) fn prefetch_entry(&self, block: u32) {
+        prefetch(&self.entries, block as usize);
+    }
+
+    /// Fetches the slot that the primary entry of a block names.
+    pub(super) fn prefetch_slot(&self, block: u32) {
+        self.table.prefetch(self.entries[block as usize].mixed);
     }
 
     /// Whether the block has this key.
@@ -111,15 +167,20 @@ impl Index {
         self.table.reserve(more)
     }
 
-    /// Gives a block a key that it does not have. The first becomes its primary one; `tokens` is
-    /// kept for that only. Room in the table has been reserved.
-    pub(super) fn insert(&mut self, block: u32, key: &Key<'_>, tokens: u32) -> Result<()> {
+    /// Gives a block a key that it does not have; `mixed` is that of the key. The first becomes its
+    /// primary one; `tokens` is kept for that only. Room in the table has been reserved.
+    pub(super) fn insert(
+        &mut self,
+        block: u32,
+        key: &Key<'_>,
+        mixed: u32,
+        tokens: u32,
+    ) -> Result<()> {
         let number = if self.entries[block as usize].used {
             self.secondary(block)?
         } else {
             block
         };
-        let mixed = self.mixer.mix(key);
         let first = self.find(mixed, key);
         let (newer, older) = match first {
             None => (number, number),

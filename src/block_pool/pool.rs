@@ -172,9 +172,7 @@ impl BlockPool {
         self.stats.allocated_blocks += out.len() as u64;
         self.stats.allocated_runs += 1 + out.windows(2).filter(|w| w[1] != w[0] + 1).count() as u64;
         if flags & (HASHED | WATCHED) != 0 {
-            for &id in out.iter() {
-                self.reuse(id);
-            }
+            self.reuse(out);
         }
         Ok(())
     }
@@ -356,15 +354,22 @@ impl BlockPool {
         }
     }
 
-    /// A block is handed out: what it had cached goes, and who watches it is told.
-    fn reuse(&mut self, id: u32) {
-        let flags = self.queue.nodes[id as usize].flags;
-        if flags & WATCHED != 0 {
-            self.reused.push(id);
-            self.queue.nodes[id as usize].flags &= !WATCHED;
-        }
-        if flags & HASHED != 0 {
-            self.drop_keys(id);
+    /// Blocks are handed out: what they had cached goes, and who watches them is told.
+    fn reuse(&mut self, ids: &[u32]) {
+        for (i, &id) in ids.iter().enumerate() {
+            if let Some(index) = &self.index {
+                // What the next ones wait for: the entry first, then the slot that it names.
+                ids.get(i + 8).inspect(|&&id| index.prefetch_entry(id));
+                ids.get(i + 4).inspect(|&&id| index.prefetch_slot(id));
+            }
+            let flags = self.queue.nodes[id as usize].flags;
+            if flags & WATCHED != 0 {
+                self.reused.push(id);
+                self.queue.nodes[id as usize].flags &= !WATCHED;
+            }
+            if flags & HASHED != 0 {
+                self.drop_keys(id);
+            }
         }
     }
 

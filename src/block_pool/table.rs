@@ -5,7 +5,7 @@
 //! by the caller, who has the entries. Removal moves later slots back and leaves no tombstones.
 
 use super::NONE;
-use super::memory::filled;
+use super::memory::{filled, prefetch};
 use crate::error::Result;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,16 @@ impl Table {
         }
         *self = larger;
         Ok(())
+    }
+
+    /// Fetches the place of these bits into the cache.
+    pub(super) fn prefetch(&self, mixed: u32) {
+        prefetch(&self.slots, mixed as usize & self.mask);
+    }
+
+    /// The first entry with these bits: nearly always the one that [`Table::find`] will give.
+    pub(super) fn guess(&self, mixed: u32) -> Option<u32> {
+        self.find(mixed, |_| true)
     }
 
     /// Adds a pair that is not there. The caller has reserved the room.
