@@ -22,7 +22,7 @@ pub enum Event<'a> {
 }
 
 /// Content that was cached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stored<'a> {
     /// The hashes of the blocks, one after the other, each [`Stored::hash_len`] bytes.
     pub hashes: &'a [u8],

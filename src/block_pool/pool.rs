@@ -292,6 +292,15 @@ impl BlockPool {
         std::mem::take(&mut self.reused)
     }
 
+    /// Like [`BlockPool::take_reused`], as many as there is room for. Returns how many were written;
+    /// the others stay.
+    pub fn drain_reused(&mut self, out: &mut [u32]) -> usize {
+        let n = out.len().min(self.reused.len());
+        out[..n].copy_from_slice(&self.reused[..n]);
+        self.reused.drain(..n);
+        n
+    }
+
     /// The events since the last call; none if the pool does not record them.
     pub fn take_events(&mut self) -> EventBatch {
         self.events.as_mut().map(std::mem::take).unwrap_or_default()

@@ -1,9 +1,11 @@
 //! Random operations, compared step by step with a naive model: results, statuses, the order of the
 //! free queue, counts, keys, events. Misuse is drawn too, and must change nothing.
 
+mod capi;
 mod model;
 mod subject;
 
+use capi::CPool;
 use kvferry::block_pool::{BlockPool, Options, Policy};
 use model::{Full, Key, Model};
 use proptest::prelude::*;
@@ -339,5 +341,13 @@ proptest! {
         ops in proptest::collection::vec(op(), 1..120),
     ) {
         run::<BlockPool>(&options, &ops);
+    }
+
+    #[test]
+    fn c_pool_agrees_with_the_model(
+        options in options(),
+        ops in proptest::collection::vec(op(), 1..120),
+    ) {
+        run::<CPool>(&options, &ops);
     }
 }
