@@ -424,3 +424,23 @@ impl BlockPool {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_do_not_wrap_around() {
+        let mut pool = BlockPool::new(&Options::new(4, true)).unwrap();
+        let mut id = [0];
+        pool.allocate(None, &mut id).unwrap();
+        // As if it had been touched so often, which would take a while.
+        pool.queue.nodes[id[0] as usize].refs = u32::MAX - 1;
+        let e = pool.touch(&[id[0], id[0]]).unwrap_err();
+        assert_eq!(e.status(), Status::ResourceExhausted);
+        assert!(e.message().contains("held 4294967294 times"), "{e}");
+        pool.touch(&id).unwrap();
+        assert_eq!(pool.ref_count(id[0]).unwrap(), u32::MAX);
+        assert!(pool.touch(&id).is_err());
+    }
+}

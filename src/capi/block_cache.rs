@@ -9,8 +9,8 @@ use super::status::kvf_status;
 use crate::block_pool::{CacheFull, CachePartial, Event, EventBatch, MAX_HASH, Stored};
 use crate::error::{Error, Result};
 
-/// Full blocks of one request, with the hashes of their content, for `kvf_block_pool_cache()`. Zero
-/// the struct and set `struct_size`.
+/// Full blocks of one request, with the hashes of their content, for `kvf_block_pool_cache()`.
+/// Zero the struct and set `struct_size`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_cached_blocks {
@@ -118,7 +118,8 @@ pub struct kvf_block_event {
     pub parent: *const u8,
     /// Its length in bytes.
     pub parent_len: usize,
-    /// The tokens of the whole range, blocks that were passed over included; NULL if none were given.
+    /// The tokens of the whole range, blocks that were passed over included; NULL if none were
+    /// given.
     pub tokens: *const u32,
     /// Their number.
     pub tokens_len: usize,
@@ -134,8 +135,8 @@ pub struct kvf_block_event_list {
     pub items: *mut kvf_block_event,
     /// Their number.
     pub len: usize,
-    /// How many before these were thrown away because nobody took them in time. Not zero means that
-    /// a listener has to forget what it knew.
+    /// How many before these were thrown away because nobody took them in time. Not zero means
+    /// that a listener has to forget what it knew.
     pub lost: u64,
     /// What the events point to. Leave it alone.
     pub storage: *mut c_void,
@@ -155,15 +156,15 @@ pub struct kvf_block_key {
 
 const _: () = assert!(MAX_HASH == 255);
 
-/// The longest known prefix: how many of `count` hashes, from the first, have a block in every group;
-/// of several in a group the one that was cached first.
+/// The longest known prefix: how many of `count` hashes, from the first, have a block in every
+/// group; of several in a group the one that was cached first.
 ///
 /// @param hashes  `count` hashes, one after the other, `hash_len` bytes each.
 /// @param groups  The groups; at least one.
 /// @param touch   1: what is found is also touched, in the same step: nobody can allocate it in
 ///                between.
-/// @param ids     Receives up to `count * groups_len` blocks, those of the first hash first, in the
-///                order of `groups`. What is behind those found means nothing.
+/// @param ids     Receives up to `count * groups_len` blocks, those of the first hash first, in
+///                the order of `groups`. What is behind those found means nothing.
 /// @param found   Receives the number of hashes found. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -200,11 +201,12 @@ pub unsafe extern "C" fn kvf_block_pool_lookup(
     })
 }
 
-/// Enters full blocks into the prefix index. One that is there already with the key of a shorter
-/// prefix loses its keys first. Records one event for the call.
+/// Enters full blocks into the prefix index. One that is there already with the key of a
+/// shorter prefix loses its keys first. Records one event for the call.
 ///
-/// @return `KVF_ERR_INVALID_STATE` if the pool does not cache, or a block has a key for as many tokens
-///         or more; `KVF_ERR_MISMATCH` if arrays do not agree. Nothing is changed. Any thread.
+/// @return `KVF_ERR_INVALID_STATE` if the pool does not cache, or a block has a key for as many
+///         tokens or more; `KVF_ERR_MISMATCH` if arrays do not agree. Nothing is changed. Any
+///         thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_block_pool_cache(
@@ -225,8 +227,8 @@ pub unsafe extern "C" fn kvf_block_pool_cache(
     })
 }
 
-/// Records an event for blocks that are cached already and were used again. Changes nothing else;
-/// `blocks`, `first` and `mask` are not looked at. Any thread.
+/// Records an event for blocks that are cached already and were used again. Changes nothing
+/// else; `blocks`, `first` and `mask` are not looked at. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_block_pool_announce(
@@ -250,10 +252,12 @@ pub unsafe extern "C" fn kvf_block_pool_announce(
     })
 }
 
-/// Enters a key for the first part of a block, next to those it has. A block whose primary key is for
-/// a shorter prefix loses its keys first. Records one event, unless the block has the key already.
+/// Enters a key for the first part of a block, next to those it has. A block whose primary key
+/// is for a shorter prefix loses its keys first. Records one event, unless the block has the
+/// key already.
 ///
-/// @return As `kvf_block_pool_cache()`, except that any number of tokens is allowed. Any thread.
+/// @return As `kvf_block_pool_cache()`, except that any number of tokens is allowed. Any
+///         thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_block_pool_cache_partial(
@@ -312,8 +316,8 @@ pub unsafe extern "C" fn kvf_block_pool_reset(pool: kvf_block_pool, done: *mut u
 ///
 /// @param keys      Receives the first `capacity` of them, or fewer if there are fewer.
 /// @param num_keys  Receives how many there are.
-/// @param tokens    Receives the tokens of the prefix of the primary key; 0 if there is none. Any
-///                  thread.
+/// @param tokens    Receives the tokens of the prefix of the primary key; 0 if there is none.
+///                  Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_block_pool_keys(

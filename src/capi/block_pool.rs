@@ -13,8 +13,8 @@ use crate::block_pool::{BlockPool, Options, Policy, Stats};
 use crate::error::{Error, Result};
 use crate::sync::lock;
 
-/// A fixed number of KV-cache blocks, with reference counts, a free queue in eviction order, and an
-/// index of cached prefixes. All zero is the null handle.
+/// A fixed number of KV-cache blocks, with reference counts, a free queue in eviction order,
+/// and an index of cached prefixes. All zero is the null handle.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct kvf_block_pool {
@@ -27,8 +27,9 @@ pub struct kvf_block_pool {
 pub const KVF_POLICY_DEFAULT: u32 = 0;
 /// An allocation gets the first blocks of the free queue, as in vLLM.
 pub const KVF_POLICY_LRU: u32 = 1;
-/// It gets, of a fixed part of the queue, the smallest run of adjacent ids that fits, or else the
-/// longest ones; in the order of their ids. Few, long runs make few byte ranges of a transfer.
+/// It gets, of a fixed part of the queue, the smallest run of adjacent ids that fits, or else
+/// the longest ones; in the order of their ids. Few, long runs make few byte ranges of a
+/// transfer.
 pub const KVF_POLICY_WINDOWED: u32 = 2;
 /// The same, of the oldest part of the queue that has proved long enough, up to a limit.
 pub const KVF_POLICY_ELASTIC: u32 = 3;
@@ -58,8 +59,8 @@ pub struct kvf_block_pool_options {
     /// The part of the free queue that the policy chooses from, greater than 0 and at most 1;
     /// 0 is 0.1 (windowed) or 0.15 (elastic) with caching, and 1 without.
     pub fraction: f64,
-    /// Bytes of events that are kept until they are taken; 0 is 64 MiB. When more would be needed
-    /// all are thrown away, and the next list says how many those were.
+    /// Bytes of events that are kept until they are taken; 0 is 64 MiB. When more would be
+    /// needed all are thrown away, and the next list says how many those were.
     pub event_bytes: u64,
 }
 
@@ -186,8 +187,8 @@ pub unsafe extern "C" fn kvf_block_pool_allocate(
     })
 }
 
-/// The same for a request that grows: if the policy allows, first the blocks that follow its last
-/// one without a gap.
+/// The same for a request that grows: if the policy allows, first the blocks that follow its
+/// last one without a gap.
 ///
 /// @param after  The request's last block. Any thread.
 #[unsafe(no_mangle)]
@@ -205,13 +206,14 @@ pub unsafe extern "C" fn kvf_block_pool_allocate_after(
     })
 }
 
-/// Gives back one reference of each block; one may appear several times. Those that nobody holds any
-/// more become free, in this order: in front of the queue without cached content, at its end with
-/// it. Give the last block of a prompt first, so that prefixes are evicted from their ends.
+/// Gives back one reference of each block; one may appear several times. Those that nobody
+/// holds any more become free, in this order: in front of the queue without cached content, at
+/// its end with it. Give the last block of a prompt first, so that prefixes are evicted from
+/// their ends.
 ///
-/// @return `KVF_ERR_INVALID_STATE` for a block that is free already (or appears more often than it is
-///         held), `KVF_ERR_INVALID_ARGUMENT` for an unknown one or the null block: nothing is
-///         changed. Any thread.
+/// @return `KVF_ERR_INVALID_STATE` for a block that is free already (or appears more often than
+///         it is held), `KVF_ERR_INVALID_ARGUMENT` for an unknown one or the null block:
+///         nothing is changed. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_block_pool_free(
@@ -226,9 +228,9 @@ pub unsafe extern "C" fn kvf_block_pool_free(
     })
 }
 
-/// Like `kvf_block_pool_free()`, for blocks that somebody still reads, without holding them, until
-/// they are handed out again: all go to the end of the queue, and `kvf_block_pool_take_reused()`
-/// tells when they were. Any thread.
+/// Like `kvf_block_pool_free()`, for blocks that somebody still reads, without holding them,
+/// until they are handed out again: all go to the end of the queue, and
+/// `kvf_block_pool_take_reused()` tells when they were. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_block_pool_unpin(
@@ -245,8 +247,8 @@ pub unsafe extern "C" fn kvf_block_pool_unpin(
 
 /// Holds each block once more; one may appear several times. Free ones leave the queue.
 ///
-/// @return `KVF_ERR_INVALID_ARGUMENT` for an unknown block or the null block: nothing is changed.
-///         Any thread.
+/// @return `KVF_ERR_INVALID_ARGUMENT` for an unknown block or the null block: nothing is
+///         changed. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_block_pool_touch(
@@ -348,8 +350,8 @@ pub unsafe extern "C" fn kvf_block_pool_free_blocks(
     })
 }
 
-/// Blocks given to `kvf_block_pool_unpin()` that have been handed out since, or lost their content to
-/// a reset; in that order, each once.
+/// Blocks given to `kvf_block_pool_unpin()` that have been handed out since, or lost their
+/// content to a reset; in that order, each once.
 ///
 /// @param ids    Receives up to `capacity` of them.
 /// @param taken  Receives how many were written; call again while it is `capacity`. Any thread.
@@ -397,8 +399,8 @@ pub(super) unsafe fn inputs<'a>(ptr: *const u32, len: usize, what: &str) -> Resu
 
 /// Where ids go. Values that C has not written yet are never read.
 ///
-/// # Safety
-/// As for [`bounded`], and the memory may be written to and is used by nobody else during the call.
+/// # Safety As for [`bounded`], and the memory may be written to and is used by nobody else
+/// during the call.
 pub(super) unsafe fn outputs<'a>(ptr: *mut u32, len: usize, what: &str) -> Result<&'a mut [u32]> {
     // SAFETY: the same contract; this is for its checks.
     if unsafe { bounded(ptr.cast_const(), len, KVF_BLOCK_POOL_MAX_IDS as usize, what) }?.is_empty()
