@@ -11,6 +11,7 @@
 use std::hint::black_box;
 
 use kvferry::block_pool::{BlockPool, CacheFull, Options, Policy};
+use kvferry::capi::block_pool::*;
 
 const BLOCKS: u32 = 100_000;
 const HASH: usize = 32;
@@ -139,6 +140,75 @@ fn timed<T>(batches: impl Iterator<Item = T>, mut call: impl FnMut(T)) -> f64 {
         call(batch);
     }
     thread_time() - start
+}
+
+/// The same half-free pool behind a handle of `kvferry.h`.
+struct CBench {
+    handle: kvf_block_pool,
+    held: Vec<u32>,
+}
+
+impl CBench {
+    fn new(policy: u32, caching: bool) -> Self {
+        // SAFETY: all zero is a value of the struct.
+        let mut options: kvf_block_pool_options = unsafe { std::mem::zeroed() };
+        options.struct_size = size_of::<kvf_block_pool_options>() as u32;
+        (options.blocks, options.policy, options.caching) = (BLOCKS, policy, caching.into());
+        let mut handle = kvf_block_pool { id: 0 };
+        // SAFETY: both are valid.
+        assert_eq!(unsafe { kvf_block_pool_create(&options, &mut handle) }, 0);
+        let mut all = vec![0; BLOCKS as usize - 1];
+        let mut bench = CBench {
+            handle,
+            held: Vec::new(),
+        };
+        bench.allocate(&mut all);
+        Random(0x2545_f491_4f6c_dd1d).shuffle(&mut all);
+        bench.held = all.split_off(all.len() / 2);
+        bench.free(&all);
+        bench
+    }
+
+    fn allocate(&self, out: &mut [u32]) {
+        // SAFETY: the array is valid, here and below.
+        let code = unsafe { kvf_block_pool_allocate(self.handle, out.as_mut_ptr(), out.len()) };
+        assert_eq!(code, 0);
+    }
+
+    fn free(&self, ids: &[u32]) {
+        // SAFETY: as above.
+        let code = unsafe { kvf_block_pool_free(self.handle, ids.as_ptr(), ids.len()) };
+        assert_eq!(code, 0);
+    }
+
+    fn touch(&self, ids: &[u32]) {
+        // SAFETY: as above.
+        let code = unsafe { kvf_block_pool_touch(self.handle, ids.as_ptr(), ids.len()) };
+        assert_eq!(code, 0);
+    }
+}
+
+/// Allocate, free and touch of held blocks through C, churned.
+fn through_c(policy: u32, caching: bool, n: usize, total: usize) -> [f64; 3] {
+    let b = CBench::new(policy, caching);
+    let mut ids = vec![0; total];
+    let allocate = median(total, || {
+        let t = timed(ids.chunks_exact_mut(n), |out| b.allocate(out));
+        b.free(&ids);
+        t
+    });
+    let free = median(total, || {
+        b.allocate(&mut ids);
+        timed(ids.chunks_exact(n), |batch| b.free(batch))
+    });
+    let touch = median(total, || {
+        let ids = &b.held[..total];
+        let t = timed(ids.chunks_exact(n), |batch| b.touch(batch));
+        b.free(ids);
+        t
+    });
+    assert_eq!(kvf_block_pool_destroy(b.handle), 0);
+    [allocate, free, touch]
 }
 
 type Measure = fn(&mut Bench, usize, usize) -> f64;
@@ -300,6 +370,24 @@ fn main() {
                     row[0], row[1], row[2]
                 );
             }
+        }
+    }
+    for (title, policy, caching) in [
+        ("c lru, caching on", KVF_POLICY_LRU, true),
+        ("c default, caching on", KVF_POLICY_DEFAULT, true),
+        ("c default, caching off", KVF_POLICY_DEFAULT, false),
+    ] {
+        if !title.contains(&filter) {
+            continue;
+        }
+        let columns = [1, 16, 512].map(|n| through_c(policy, caching, n, 4096.max(n * 16)));
+        for (i, what) in ["allocate", "free", "touch, held blocks"]
+            .iter()
+            .enumerate()
+        {
+            let title = format!("{title}: {what}");
+            let [a, b, c] = columns.map(|column| column[i]);
+            println!("{title:<48} {a:>8.1} {b:>8.1} {c:>8.1}");
         }
     }
 }
