@@ -470,7 +470,7 @@ unsafe fn hash_bytes<'a>(ptr: *const u8, len: usize, count: usize) -> Result<&'a
             "a hash of {len} bytes: it has 1 to {MAX_HASH}"
         )));
     }
-    let bytes = len.checked_mul(count).unwrap_or(usize::MAX);
+    let bytes = len.saturating_mul(count);
     // SAFETY: the same contract.
     unsafe { bounded(ptr, bytes, MAX_ARRAY, "hashes") }
 }

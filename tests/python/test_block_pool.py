@@ -7,11 +7,13 @@ blocks that the pool chose with the default policy.
 
 from __future__ import annotations
 
+import doctest
 import random
 import threading
 
 import pytest
 
+import kvferry.block_pool
 from kvferry import errors
 from kvferry.block_pool import BlockPool, Cleared, Key, Removed, Stored
 
@@ -192,6 +194,10 @@ def test_random_operations(policy, seed):
             assert pool.stats().cached_keys == len(model.map)
 
 
+def test_the_example():
+    assert doctest.testmod(kvferry.block_pool) == (0, 6)
+
+
 def test_a_prompt():
     pool = BlockPool(100, caching=True, events=True)
     blocks = pool.allocate(4)
@@ -257,6 +263,8 @@ def test_moved_keys():
         (lambda p: p.lookup_chain([b"a"], []), "no groups"),
         (lambda p: p.lookup_chain([b""], [0]), "hash of 0 bytes"),
         (lambda p: p.lookup_chain([b"a", b"bc"]), "one length"),
+        # Of the right length together.
+        (lambda p: p.lookup_chain([b"ab", b"c", b"def"]), "one length"),
         (lambda p: p.cache([1], [], block_size=4), "1 blocks but 0 hashes"),
         (lambda p: p.cache([1], [b"a"], block_size=4, mask=[]), "a mask of 0"),
         (lambda p: p.cache([1], [b"a"], block_size=4, tokens=[1]), "1 tokens"),

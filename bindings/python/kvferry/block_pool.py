@@ -3,10 +3,10 @@
     >>> from kvferry.block_pool import BlockPool
     >>> pool = BlockPool(1000, caching=True)
     >>> blocks = pool.allocate(2)
-    >>> pool.cache(blocks, [b"first" * 4, b"second" * 4][:2], block_size=16)  # doctest: +SKIP
+    >>> pool.cache(blocks, [b"hash of block 1", b"hash of block 2"], block_size=16)
     >>> pool.free(blocks[::-1])
-    >>> pool.num_free
-    999
+    >>> pool.lookup_chain([b"hash of block 1", b"something else!"]) == [blocks[:1]]
+    True
 
 Its semantics are those of vLLM's pool; what is different is that misuse (a double free, an unknown
 block) is an exception and changes nothing, and that by default an allocation gets adjacent blocks
@@ -86,9 +86,15 @@ class Events(list):
     lost: int = 0
 
 
+# The calls that engines make for every token, in a form of their own: ctypes objects go in as they
+# are (converting arguments takes several times as long), and the GIL is kept, because giving it up
+# and getting it back takes longer than the call. A call waits for nothing but another one of the same
+# kind, which needs no GIL to end.
+_hot = ctypes.PyDLL(lib._name, handle=lib._handle)
+
+
 def _undeclared(name: str) -> Any:
-    """A function that takes ctypes objects as they are: several times faster than one that converts."""
-    function = lib[name]  # not lib.name: that is the declared one
+    function = _hot[name]
     function.restype = ctypes.c_int32
     return function
 
@@ -101,20 +107,32 @@ _touch = _undeclared("kvf_block_pool_touch")
 _lookup = _undeclared("kvf_block_pool_lookup")
 
 # Types and sizes of short arrays, made once.
-_SHORT = 33
+_SHORT = 65
 _ARRAYS = [c_uint32 * n for n in range(_SHORT)]
 _SIZES = [c_size_t(n) for n in range(_SHORT)]
-_NONE = c_void_p()
+_FOUND = c_size_t * 1
+_FLAGS = (c_uint8(0), c_uint8(1))
 
 
-def _ids(values: Iterable[int]) -> tuple[Any, c_size_t, object]:
-    """Ids as a pointer, their number, and what keeps them alive."""
+def _ids(values: Iterable[int]) -> bytes:
+    """Ids as C takes them. Of all objects, bytes is what ctypes passes on fastest."""
     try:
-        made = array("I", values)
+        return array("I", values).tobytes()
     except (TypeError, OverflowError) as e:
         raise errors.InvalidArgumentError(f"block ids are integers of 32 bits: {e}") from None
-    address, n = made.buffer_info()
-    return (c_void_p(address) if n else _NONE), (_SIZES[n] if n < _SHORT else c_size_t(n)), made
+
+
+def _size(n: int) -> c_size_t:
+    return _SIZES[n] if n < _SHORT else c_size_t(n)
+
+
+def _len(ids: bytes) -> c_size_t:
+    return _size(len(ids) >> 2)
+
+
+def _pointer(value: bytes | None) -> int | None:
+    """Where bytes are; the caller keeps them alive. NULL for none."""
+    return ctypes.cast(value, c_void_p).value if value else None
 
 
 def _room(n: int) -> Any:
@@ -131,11 +149,10 @@ def _hashes(hashes: Sequence[bytes]) -> tuple[bytes, int]:
     """Hashes end to end, and the length of one."""
     if not hashes:
         return b"", 0
-    length = len(hashes[0])
-    joined = b"".join(hashes)
-    if len(joined) != length * len(hashes):
-        raise errors.MismatchError("the hashes of one call have one length")
-    return joined, length
+    lengths = set(map(len, hashes))
+    if len(lengths) > 1:
+        raise errors.MismatchError(f"the hashes of one call have one length, not {sorted(lengths)}")
+    return b"".join(hashes), lengths.pop()
 
 
 class BlockPool:
@@ -239,16 +256,16 @@ class BlockPool:
             InvalidStateError: A block is free already; nothing is changed.
             InvalidArgumentError: A block is unknown or the null block; nothing is changed.
         """
-        pointer, n, _keep = _ids(ids)
-        status = _free(self._handle, pointer, n)
+        packed = _ids(ids)
+        status = _free(self._handle, packed, _len(packed))
         if status:
             errors.check(status)
 
     def unpin(self, ids: Iterable[int]) -> None:
         """Like :meth:`free`, for blocks that somebody still reads until they are handed out again:
         all go to the end of the queue, and :meth:`take_reused` tells when they were."""
-        pointer, n, _keep = _ids(ids)
-        errors.check(_unpin(self._handle, pointer, n))
+        packed = _ids(ids)
+        errors.check(_unpin(self._handle, packed, _len(packed)))
 
     def touch(self, ids: Iterable[int]) -> None:
         """Holds each block once more; free ones leave the queue.
@@ -256,16 +273,16 @@ class BlockPool:
         Raises:
             InvalidArgumentError: A block is unknown or the null block; nothing is changed.
         """
-        pointer, n, _keep = _ids(ids)
-        status = _touch(self._handle, pointer, n)
+        packed = _ids(ids)
+        status = _touch(self._handle, packed, _len(packed))
         if status:
             errors.check(status)
 
     def ref_counts(self, ids: Iterable[int]) -> list[int]:
         """How many times each block is held."""
-        pointer, n, _keep = _ids(ids)
-        counts = _room(n.value)
-        errors.check(lib.kvf_block_pool_ref_counts(self._handle, pointer, n.value, counts))
+        packed = _ids(ids)
+        counts = _room(len(packed) // 4)
+        errors.check(lib.kvf_block_pool_ref_counts(self._handle, packed, len(counts), counts))
         return counts[:]
 
     def is_writable(self, block: int) -> bool:
@@ -319,24 +336,15 @@ class BlockPool:
             touch: What is found is also touched, in the same step.
         """
         joined, length = _hashes(hashes)
-        wanted, width, _keep = _ids(groups)
-        room = len(hashes) * width.value
-        ids, found = _room(room), c_size_t()
+        wanted, width, n = _ids(groups), len(groups), len(hashes)
+        ids, found = _room(n * width), _FOUND()
         status = _lookup(
-            self._handle,
-            joined,
-            c_size_t(length),
-            c_size_t(len(hashes)),
-            wanted,
-            width,
-            c_uint8(touch),
-            ids if room else _NONE,
-            byref(found),
+            self._handle, joined, _size(length), _size(n), wanted, _size(width), _FLAGS[touch], ids, found
         )
         if status:
             errors.check(status)
-        flat = ids[: found.value * width.value]
-        return [flat] if width.value == 1 else [flat[i :: width.value] for i in range(width.value)]
+        flat = ids[: found[0] * width]
+        return [flat] if width == 1 else [flat[i::width] for i in range(width)]
 
     def cache(
         self,
@@ -370,9 +378,9 @@ class BlockPool:
         if mask is not None and len(mask) != len(blocks):
             raise errors.MismatchError(f"{len(blocks)} blocks but a mask of {len(mask)}")
         what, _keep = _described(hashes, block_size, group, parent, tokens, tag)
-        pointer, _n, _keep_ids = _ids(blocks)
+        packed = _ids(blocks)
         bits = None if mask is None else bytes(map(bool, mask))
-        what.first, what.blocks, what.mask = first, pointer, ctypes.cast(bits, c_void_p)
+        what.first, what.blocks, what.mask = first, _pointer(packed), _pointer(bits)
         errors.check(lib.kvf_block_pool_cache(self._handle, byref(what)))
 
     def announce(
@@ -409,7 +417,7 @@ class BlockPool:
             replace: The content was replaced: the keys that the block has are removed first.
             block_size: For the event: tokens that this hash adds to its parent's.
         """
-        covered, _n, _keep = _ids(tokens)
+        covered = _ids(tokens)
         what = kvf_cached_part(
             sizeof(kvf_cached_part),
             block=block,
@@ -417,12 +425,12 @@ class BlockPool:
             num_tokens=num_tokens,
             block_size=block_size,
             replace=bool(replace),
-            hash=ctypes.cast(hash, c_void_p),
+            hash=_pointer(hash),
             hash_len=len(hash),
-            parent=ctypes.cast(parent, c_void_p),
+            parent=_pointer(parent),
             parent_len=len(parent or b""),
-            tokens=covered,
-            tokens_len=_n.value,
+            tokens=_pointer(covered),
+            tokens_len=len(covered) // 4,
             tag=tag,
         )
         errors.check(lib.kvf_block_pool_cache_partial(self._handle, byref(what)))
@@ -433,8 +441,8 @@ class BlockPool:
 
     def evict(self, ids: Iterable[int]) -> None:
         """Takes all keys from these blocks, held or not. The free queue stays as it is."""
-        pointer, n, _keep = _ids(ids)
-        errors.check(lib.kvf_block_pool_evict(self._handle, pointer, n.value))
+        packed = _ids(ids)
+        errors.check(lib.kvf_block_pool_evict(self._handle, packed, len(packed) // 4))
 
     def reset(self) -> bool:
         """Empties the prefix index, if no block is held. Returns whether it was done."""
@@ -483,21 +491,21 @@ def _described(
 ) -> tuple[kvf_cached_blocks, object]:
     """What caching and announcing have in common, and what keeps it alive."""
     joined, length = _hashes(hashes)
-    covered, n, keep = _ids(tokens)
+    covered = _ids(tokens)
     what = kvf_cached_blocks(
         sizeof(kvf_cached_blocks),
         group=group,
         block_size=block_size,
         len=len(hashes),
-        hashes=ctypes.cast(joined, c_void_p) if joined else None,
+        hashes=_pointer(joined),
         hash_len=length,
-        parent=ctypes.cast(parent, c_void_p),
+        parent=_pointer(parent),
         parent_len=len(parent or b""),
-        tokens=covered,
-        tokens_len=n.value,
+        tokens=_pointer(covered),
+        tokens_len=len(covered) // 4,
         tag=tag,
     )
-    return what, (joined, keep, parent)
+    return what, (joined, covered, parent)
 
 
 def _event(e: Any) -> Stored | Removed | Cleared:
