@@ -611,16 +611,6 @@ class kvf_queue_stats(Structure):
     ]
 
 
-#: Handles: one 64-bit integer each, see the top of this file.
-HANDLES = (
-    "kvf_agent",
-    "kvf_desc_list",
-    "kvf_transfer",
-    "kvf_side_channel",
-    "kvf_layout",
-    "kvf_plan",
-    "kvf_queue",
-)
 class kvf_block_pool_options(Structure):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -725,7 +715,16 @@ class kvf_block_key(Structure):
 
 
 #: Handles: one 64-bit integer each, see the top of this file.
-HANDLES = ("kvf_agent", "kvf_desc_list", "kvf_transfer", "kvf_side_channel", "kvf_block_pool")
+HANDLES = (
+    "kvf_agent",
+    "kvf_desc_list",
+    "kvf_transfer",
+    "kvf_side_channel",
+    "kvf_layout",
+    "kvf_plan",
+    "kvf_queue",
+    "kvf_block_pool",
+)
 
 kvf_log_fn = CFUNCTYPE(None, c_void_p, c_int32, c_char_p, c_char_p)
 kvf_free_fn = CFUNCTYPE(None, c_void_p)
