@@ -2175,6 +2175,493 @@ kvf_status kvf_side_channel_request(const char *kind,
                                     uint64_t max_bytes,
                                     kvf_buffer *metadata);
 
+/* ==== Block pool ============================================================================== */
+
+/**
+ * The best that is known: `KVF_POLICY_ELASTIC` where there is a prefix cache to be careful of,
+ * `KVF_POLICY_WINDOWED` over the whole queue where there is none.
+ */
+#define KVF_POLICY_DEFAULT 0
+/** An allocation gets the first blocks of the free queue, as in vLLM. */
+#define KVF_POLICY_LRU 1
+/**
+ * It gets, of a fixed part of the queue, the smallest run of adjacent ids that fits, or else
+ * the longest ones; in the order of their ids. Few, long runs make few byte ranges of a
+ * transfer.
+ */
+#define KVF_POLICY_WINDOWED 2
+/** The same, of the oldest part of the queue that has proved long enough, up to a limit. */
+#define KVF_POLICY_ELASTIC 3
+
+/** Most ids in one call. A longer array is taken for a mistake. */
+#define KVF_BLOCK_POOL_MAX_IDS 67108864
+
+/** How to make a pool. Start from `kvf_block_pool_options_default()` and set `blocks`. */
+typedef struct kvf_block_pool_options {
+  /** `sizeof(kvf_block_pool_options)`. */
+  uint32_t struct_size;
+  /**
+   * Number of blocks, 1 to 16,777,216. Their ids are 0 to `blocks - 1`. Block 0 is the null
+   * block: it stands for "no block" in block tables and is never allocated.
+   */
+  uint32_t blocks;
+  /** `KVF_POLICY_...`. */
+  uint32_t policy;
+  /** 1: there is an index of cached prefixes. */
+  uint8_t caching;
+  /** 1: events are recorded. */
+  uint8_t events;
+  /** 1: frees and touches pass over the null block instead of refusing it. */
+  uint8_t tolerate_null;
+  /** Zero. */
+  uint8_t reserved;
+  /**
+   * The part of the free queue that the policy chooses from, greater than 0 and at most 1;
+   * 0 is 0.1 (windowed) or 0.15 (elastic) with caching, and 1 without.
+   */
+  double fraction;
+  /**
+   * Bytes of events that are kept until they are taken; 0 is 64 MiB. When more would be
+   * needed all are thrown away, and the next list says how many those were.
+   */
+  uint64_t event_bytes;
+} kvf_block_pool_options;
+
+/**
+ * A fixed number of KV-cache blocks, with reference counts, a free queue in eviction order,
+ * and an index of cached prefixes. All zero is the null handle.
+ */
+typedef struct kvf_block_pool {
+  /** Opaque. Zero is null. */
+  uint64_t id;
+} kvf_block_pool;
+
+/** What a pool has done since it was made, and what it holds. Counters only grow. */
+typedef struct kvf_block_pool_stats {
+  /** Blocks, the null block included. */
+  uint64_t blocks;
+  /** Blocks that can be allocated now. */
+  uint64_t free;
+  /** Blocks with an entry in the prefix index. */
+  uint64_t cached_blocks;
+  /** Different keys (hash and group) in the prefix index. */
+  uint64_t cached_keys;
+  /** Allocations that succeeded, those of no blocks excepted. */
+  uint64_t allocations;
+  /** Allocations that were refused because too few blocks were free. */
+  uint64_t refused_allocations;
+  /** Blocks handed out. */
+  uint64_t allocated_blocks;
+  /** Runs of adjacent ids they came in. */
+  uint64_t allocated_runs;
+  /** Blocks that went back to the queue. */
+  uint64_t freed_blocks;
+  /** Blocks of the queue that were taken out of it by a touch. */
+  uint64_t revived_blocks;
+  /** Hashes looked up; a chain counts up to and including the first that misses. */
+  uint64_t lookups;
+  /** Those that were found in every group asked for. */
+  uint64_t hits;
+  /** Keys entered into the prefix index. */
+  uint64_t stored_keys;
+  /** Keys removed from it, except by a reset. */
+  uint64_t removed_keys;
+  /** Successful resets. */
+  uint64_t resets;
+  /** Events thrown away because nobody took them. */
+  uint64_t lost_events;
+} kvf_block_pool_stats;
+
+/**
+ * Makes a pool whose blocks are all free. A pool of 100,000 blocks takes 3 MB, with caching
+ * 12 MB.
+ *
+ * @param options  Not NULL: a pool has no default size.
+ * @param pool     Receives the handle; end it with `kvf_block_pool_destroy()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_create(const kvf_block_pool_options *options,
+                                 kvf_block_pool *pool);
+
+/** Ends a pool. Calls under way in other threads come to their end first. Any thread. */
+kvf_status kvf_block_pool_destroy(kvf_block_pool pool);
+
+/**
+ * Takes `len` free blocks, each then held once, and forgets what they had cached.
+ *
+ * @param ids  Receives `len` ids: with `KVF_POLICY_LRU` in eviction order, else ascending.
+ * @return `KVF_ERR_RESOURCE_EXHAUSTED` if fewer are free: nothing is changed. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_allocate(kvf_block_pool pool,
+                                   uint32_t *ids,
+                                   size_t len);
+
+/**
+ * The same for a request that grows: if the policy allows, first the blocks that follow its
+ * last one without a gap.
+ *
+ * @param after  The request's last block. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_allocate_after(kvf_block_pool pool,
+                                         uint32_t after,
+                                         uint32_t *ids,
+                                         size_t len);
+
+/**
+ * Gives back one reference of each block; one may appear several times. Those that nobody
+ * holds any more become free, in this order: in front of the queue without cached content, at
+ * its end with it. Give the last block of a prompt first, so that prefixes are evicted from
+ * their ends.
+ *
+ * @return `KVF_ERR_INVALID_STATE` for a block that is free already (or appears more often than
+ *         it is held), `KVF_ERR_INVALID_ARGUMENT` for an unknown one or the null block:
+ *         nothing is changed. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_free(kvf_block_pool pool,
+                               const uint32_t *ids,
+                               size_t len);
+
+/**
+ * Like `kvf_block_pool_free()`, for blocks that somebody still reads, without holding them,
+ * until they are handed out again: all go to the end of the queue, and
+ * `kvf_block_pool_take_reused()` tells when they were. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_unpin(kvf_block_pool pool,
+                                const uint32_t *ids,
+                                size_t len);
+
+/**
+ * Holds each block once more; one may appear several times. Free ones leave the queue.
+ *
+ * @return `KVF_ERR_INVALID_ARGUMENT` for an unknown block or the null block: nothing is
+ *         changed. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_touch(kvf_block_pool pool,
+                                const uint32_t *ids,
+                                size_t len);
+
+/**
+ * How many times each block is held.
+ *
+ * @param counts  Receives `len` numbers.
+ * @return `KVF_ERR_INVALID_ARGUMENT` for an unknown block or the null block. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_ref_counts(kvf_block_pool pool,
+                                     const uint32_t *ids,
+                                     size_t len,
+                                     uint32_t *counts);
+
+/**
+ * Whether a holder may write to a block: it is held once, and nothing of it is cached.
+ *
+ * @param writable  Receives 1 or 0. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_is_writable(kvf_block_pool pool,
+                                      uint32_t id,
+                                      uint8_t *writable);
+
+/**
+ * Number of blocks that can be allocated.
+ *
+ * @param free  Receives it. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_num_free(kvf_block_pool pool,
+                                   uint32_t *free);
+
+/**
+ * The free blocks in eviction order.
+ *
+ * @param ids       Receives the first `capacity` of them, or fewer if there are fewer.
+ * @param num_free  Receives how many there are. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_free_blocks(kvf_block_pool pool,
+                                      uint32_t *ids,
+                                      size_t capacity,
+                                      size_t *num_free);
+
+/**
+ * Blocks given to `kvf_block_pool_unpin()` that have been handed out since, or lost their
+ * content to a reset; in that order, each once.
+ *
+ * @param ids    Receives up to `capacity` of them.
+ * @param taken  Receives how many were written; call again while it is `capacity`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_take_reused(kvf_block_pool pool,
+                                      uint32_t *ids,
+                                      size_t capacity,
+                                      size_t *taken);
+
+/**
+ * Counters and current numbers.
+ *
+ * @param stats  Receives them. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_stats_get(kvf_block_pool pool,
+                                    kvf_block_pool_stats *stats);
+
+/* ==== Block pool: cached prefixes and events ================================================== */
+
+/** Content was cached, or announced again. */
+#define KVF_BLOCK_STORED 1
+/** A block lost a key: `hashes` is the one hash. */
+#define KVF_BLOCK_REMOVED 2
+
+/** Every block lost its keys. */
+#define KVF_BLOCKS_CLEARED 3
+
+/**
+ * Full blocks of one request, with the hashes of their content, for `kvf_block_pool_cache()`.
+ * Zero the struct and set `struct_size`.
+ */
+typedef struct kvf_cached_blocks {
+  /** `sizeof(kvf_cached_blocks)`. */
+  uint32_t struct_size;
+  /** Group of layers that share a block table. */
+  uint32_t group;
+  /** Position of the first of `blocks` in the request's block table. */
+  uint32_t first;
+  /** Tokens per block. */
+  uint32_t block_size;
+  /** `len` adjacent blocks of the block table. Null blocks are passed over. */
+  const uint32_t *blocks;
+  /** Their number. */
+  size_t len;
+  /** Their hashes, one after the other, `hash_len` bytes each. */
+  const uint8_t *hashes;
+  /** Length of one hash in bytes, 1 to 255. */
+  size_t hash_len;
+  /** NULL, or a byte for each block: those with 0 are passed over. */
+  const uint8_t *mask;
+  /** For the event: the hash of the block before the first. NULL if there is none. */
+  const uint8_t *parent;
+  /** Its length in bytes. */
+  size_t parent_len;
+  /** For the event: the tokens of all the blocks, `len * block_size`. NULL to leave them out. */
+  const uint32_t *tokens;
+  /** Their number. */
+  size_t tokens_len;
+  /** For the event: anything. */
+  uint64_t tag;
+} kvf_cached_blocks;
+
+/**
+ * A key for the first part of a block's content, for `kvf_block_pool_cache_partial()`. Zero the
+ * struct and set `struct_size`.
+ */
+typedef struct kvf_cached_part {
+  /** `sizeof(kvf_cached_part)`. */
+  uint32_t struct_size;
+  /** The block. For the null block nothing is done. */
+  uint32_t block;
+  /** Group of layers that share a block table. */
+  uint32_t group;
+  /** Tokens of the prefix, from the start of the request. */
+  uint32_t num_tokens;
+  /** For the event: tokens that this hash adds to its parent's. */
+  uint32_t block_size;
+  /** 1: the content was replaced, and the keys that the block has are removed first. */
+  uint8_t replace;
+  /** Zero. */
+  uint8_t reserved[3];
+  /** The hash of the prefix. */
+  const uint8_t *hash;
+  /** Its length in bytes, 1 to 255. */
+  size_t hash_len;
+  /** For the event: the hash before this one. NULL if there is none. */
+  const uint8_t *parent;
+  /** Its length in bytes. */
+  size_t parent_len;
+  /** For the event: those `block_size` tokens. NULL to leave them out. */
+  const uint32_t *tokens;
+  /** Their number. */
+  size_t tokens_len;
+  /** For the event: anything. */
+  uint64_t tag;
+} kvf_cached_part;
+
+/** One key of a block. */
+typedef struct kvf_block_key {
+  /** The hash. */
+  uint8_t hash[255];
+  /** Its length in bytes. */
+  uint8_t hash_len;
+  /** Group of layers that share a block table. */
+  uint32_t group;
+} kvf_block_key;
+
+/** One change of the prefix index. */
+typedef struct kvf_block_event {
+  /** `KVF_BLOCK_...`. Accept, and pass over, values that you do not know. */
+  uint32_t kind;
+  /** Group of layers that share a block table. */
+  uint32_t group;
+  /** Tokens per block. */
+  uint32_t block_size;
+  /** Zero. */
+  uint32_t reserved;
+  /** `count` hashes, one after the other, `hash_len` bytes each. */
+  const uint8_t *hashes;
+  /** Length of one hash in bytes. */
+  size_t hash_len;
+  /** Number of hashes. */
+  size_t count;
+  /** The hash before the first of them; NULL at the start of a prompt. */
+  const uint8_t *parent;
+  /** Its length in bytes. */
+  size_t parent_len;
+  /**
+   * The tokens of the whole range, blocks that were passed over included; NULL if none were
+   * given.
+   */
+  const uint32_t *tokens;
+  /** Their number. */
+  size_t tokens_len;
+  /** What was passed along. */
+  uint64_t tag;
+} kvf_block_event;
+
+/** Events in the order in which they happened. Free with `kvf_block_event_list_free()`. */
+typedef struct kvf_block_event_list {
+  /** `len` events, or NULL. */
+  kvf_block_event *items;
+  /** Their number. */
+  size_t len;
+  /**
+   * How many before these were thrown away because nobody took them in time. Not zero means
+   * that a listener has to forget what it knew.
+   */
+  uint64_t lost;
+  /** What the events point to. Leave it alone. */
+  void *storage;
+} kvf_block_event_list;
+
+/**
+ * The longest known prefix: how many of `count` hashes, from the first, have a block in every
+ * group; of several in a group the one that was cached first.
+ *
+ * @param hashes  `count` hashes, one after the other, `hash_len` bytes each.
+ * @param groups  The groups; at least one.
+ * @param touch   1: what is found is also touched, in the same step: nobody can allocate it in
+ *                between.
+ * @param ids     Receives up to `count * groups_len` blocks, those of the first hash first, in
+ *                the order of `groups`. What is behind those found means nothing.
+ * @param found   Receives the number of hashes found. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_lookup(kvf_block_pool pool,
+                                 const uint8_t *hashes,
+                                 size_t hash_len,
+                                 size_t count,
+                                 const uint32_t *groups,
+                                 size_t groups_len,
+                                 uint8_t touch,
+                                 uint32_t *ids,
+                                 size_t *found);
+
+/**
+ * Enters full blocks into the prefix index. One that is there already with the key of a
+ * shorter prefix loses its keys first. Records one event for the call.
+ *
+ * @return `KVF_ERR_INVALID_STATE` if the pool does not cache, or a block has a key for as many
+ *         tokens or more; `KVF_ERR_MISMATCH` if arrays do not agree. Nothing is changed. Any
+ *         thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_cache(kvf_block_pool pool,
+                                const kvf_cached_blocks *blocks);
+
+/**
+ * Records an event for blocks that are cached already and were used again. Changes nothing
+ * else; `blocks`, `first` and `mask` are not looked at. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_announce(kvf_block_pool pool,
+                                   const kvf_cached_blocks *blocks);
+
+/**
+ * Enters a key for the first part of a block, next to those it has. A block whose primary key
+ * is for a shorter prefix loses its keys first. Records one event, unless the block has the
+ * key already.
+ *
+ * @return As `kvf_block_pool_cache()`, except that any number of tokens is allowed. Any
+ *         thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_cache_partial(kvf_block_pool pool,
+                                        const kvf_cached_part *part);
+
+/**
+ * Gives all keys of block `from` to block `to`, which has none. No events: the content is still
+ * there.
+ *
+ * @return `KVF_ERR_INVALID_STATE` if the pool does not cache or `to` has keys. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_move_keys(kvf_block_pool pool,
+                                    uint32_t from,
+                                    uint32_t to);
+
+/**
+ * Takes all keys from these blocks, held or not. Their place in the free queue stays as it is.
+ *
+ * @return `KVF_ERR_INVALID_ARGUMENT` for an unknown block: nothing is changed. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_evict(kvf_block_pool pool,
+                                const uint32_t *ids,
+                                size_t len);
+
+/**
+ * Empties the prefix index, if no block is held; the order of the free queue stays as it is.
+ *
+ * @param done  Receives 1, or 0 if a block is held and nothing was changed. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_reset(kvf_block_pool pool,
+                                uint8_t *done);
+
+/**
+ * The keys of a block, the primary one first.
+ *
+ * @param keys      Receives the first `capacity` of them, or fewer if there are fewer.
+ * @param num_keys  Receives how many there are.
+ * @param tokens    Receives the tokens of the prefix of the primary key; 0 if there is none.
+ *                  Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_keys(kvf_block_pool pool,
+                               uint32_t id,
+                               kvf_block_key *keys,
+                               size_t capacity,
+                               size_t *num_keys,
+                               uint32_t *tokens);
+
+/**
+ * The events since the last call; none if the pool does not record them.
+ *
+ * @param events  Free with `kvf_block_event_list_free()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_take_events(kvf_block_pool pool,
+                                      kvf_block_event_list *events);
+
+/**
+ * Frees the events and zeroes the struct. NULL, and a struct that is all zero, are ignored. Any
+ * thread, one at a time per struct.
+ */
+void kvf_block_event_list_free(kvf_block_event_list *events);
+
 /* ==== What there is to work with ============================================================== */
 
 /**
@@ -2254,6 +2741,14 @@ static inline kvf_submission kvf_submission_default(void) {
 /** Options for kvf_side_channel_listen(): all defaults. Any thread. */
 static inline kvf_side_channel_options kvf_side_channel_options_default(void) {
   kvf_side_channel_options options;
+  memset(&options, 0, sizeof options);
+  options.struct_size = (uint32_t)sizeof options;
+  return options;
+}
+
+/** Options for kvf_block_pool_create(): all defaults. Set `blocks`. Any thread. */
+static inline kvf_block_pool_options kvf_block_pool_options_default(void) {
+  kvf_block_pool_options options;
   memset(&options, 0, sizeof options);
   options.struct_size = (uint32_t)sizeof options;
   return options;

@@ -10,12 +10,14 @@
 //! | [`agent`] | one rank's endpoint: registrations, remote agents, notifications, direct transfers |
 //! | [`queue`] | the background thread: plan and block ids in, completions out |
 //! | [`side_channel`] | metadata exchange before any transport connects two agents |
+//! | [`block_pool`] | blocks, reference counts, eviction order, prefix index; stands alone |
 //! | [`capi`] | the C boundary; everything in `kvferry.h` |
 //!
 //! Arrows go one way: `capi` to `queue` to `agent` to `transport`, `queue` to the pure rooms `plan` and
 //! `layout`, `capi` to `side_channel`, and from all of them to the words.
 
 pub mod agent;
+pub mod block_pool;
 pub mod capi;
 pub mod error;
 pub mod layout;

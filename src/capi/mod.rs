@@ -13,6 +13,8 @@
 )]
 
 pub mod agent;
+pub mod block_cache;
+pub mod block_pool;
 pub mod doctor;
 pub mod layout;
 pub mod library;

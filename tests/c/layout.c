@@ -32,6 +32,7 @@ HANDLE(kvf_layout);
 HANDLE(kvf_plan);
 HANDLE(kvf_queue);
 HANDLE(kvf_side_channel);
+HANDLE(kvf_block_pool);
 
 LIST(kvf_string_list);
 LIST(kvf_param_list);
@@ -407,5 +408,91 @@ FIELD(kvf_side_channel_options, max_message_bytes, 24);
 FIELD(kvf_side_channel_options, timeout_ms, 32);
 FIELD(kvf_side_channel_options, port, 40);
 FIELD(kvf_side_channel_options, reserved, 42);
+
+SIZE(kvf_block_pool_options, 32, 8);
+FIELD(kvf_block_pool_options, struct_size, 0);
+FIELD(kvf_block_pool_options, blocks, 4);
+FIELD(kvf_block_pool_options, policy, 8);
+FIELD(kvf_block_pool_options, caching, 12);
+FIELD(kvf_block_pool_options, events, 13);
+FIELD(kvf_block_pool_options, tolerate_null, 14);
+FIELD(kvf_block_pool_options, reserved, 15);
+FIELD(kvf_block_pool_options, fraction, 16);
+FIELD(kvf_block_pool_options, event_bytes, 24);
+
+SIZE(kvf_block_pool_stats, 128, 8);
+FIELD(kvf_block_pool_stats, blocks, 0);
+FIELD(kvf_block_pool_stats, free, 8);
+FIELD(kvf_block_pool_stats, cached_blocks, 16);
+FIELD(kvf_block_pool_stats, cached_keys, 24);
+FIELD(kvf_block_pool_stats, allocations, 32);
+FIELD(kvf_block_pool_stats, refused_allocations, 40);
+FIELD(kvf_block_pool_stats, allocated_blocks, 48);
+FIELD(kvf_block_pool_stats, allocated_runs, 56);
+FIELD(kvf_block_pool_stats, freed_blocks, 64);
+FIELD(kvf_block_pool_stats, revived_blocks, 72);
+FIELD(kvf_block_pool_stats, lookups, 80);
+FIELD(kvf_block_pool_stats, hits, 88);
+FIELD(kvf_block_pool_stats, stored_keys, 96);
+FIELD(kvf_block_pool_stats, removed_keys, 104);
+FIELD(kvf_block_pool_stats, resets, 112);
+FIELD(kvf_block_pool_stats, lost_events, 120);
+
+SIZE(kvf_cached_blocks, 96, 8);
+FIELD(kvf_cached_blocks, struct_size, 0);
+FIELD(kvf_cached_blocks, group, 4);
+FIELD(kvf_cached_blocks, first, 8);
+FIELD(kvf_cached_blocks, block_size, 12);
+FIELD(kvf_cached_blocks, blocks, 16);
+FIELD(kvf_cached_blocks, len, 24);
+FIELD(kvf_cached_blocks, hashes, 32);
+FIELD(kvf_cached_blocks, hash_len, 40);
+FIELD(kvf_cached_blocks, mask, 48);
+FIELD(kvf_cached_blocks, parent, 56);
+FIELD(kvf_cached_blocks, parent_len, 64);
+FIELD(kvf_cached_blocks, tokens, 72);
+FIELD(kvf_cached_blocks, tokens_len, 80);
+FIELD(kvf_cached_blocks, tag, 88);
+
+SIZE(kvf_cached_part, 80, 8);
+FIELD(kvf_cached_part, struct_size, 0);
+FIELD(kvf_cached_part, block, 4);
+FIELD(kvf_cached_part, group, 8);
+FIELD(kvf_cached_part, num_tokens, 12);
+FIELD(kvf_cached_part, block_size, 16);
+FIELD(kvf_cached_part, replace, 20);
+FIELD(kvf_cached_part, reserved, 21);
+FIELD(kvf_cached_part, hash, 24);
+FIELD(kvf_cached_part, hash_len, 32);
+FIELD(kvf_cached_part, parent, 40);
+FIELD(kvf_cached_part, parent_len, 48);
+FIELD(kvf_cached_part, tokens, 56);
+FIELD(kvf_cached_part, tokens_len, 64);
+FIELD(kvf_cached_part, tag, 72);
+
+SIZE(kvf_block_event, 80, 8);
+FIELD(kvf_block_event, kind, 0);
+FIELD(kvf_block_event, group, 4);
+FIELD(kvf_block_event, block_size, 8);
+FIELD(kvf_block_event, reserved, 12);
+FIELD(kvf_block_event, hashes, 16);
+FIELD(kvf_block_event, hash_len, 24);
+FIELD(kvf_block_event, count, 32);
+FIELD(kvf_block_event, parent, 40);
+FIELD(kvf_block_event, parent_len, 48);
+FIELD(kvf_block_event, tokens, 56);
+FIELD(kvf_block_event, tokens_len, 64);
+FIELD(kvf_block_event, tag, 72);
+
+SIZE(kvf_block_event_list, 32, 8);
+FIELD(kvf_block_event_list, items, 0);
+FIELD(kvf_block_event_list, len, 8);
+FIELD(kvf_block_event_list, lost, 16);
+FIELD(kvf_block_event_list, storage, 24);
+
+SIZE(kvf_block_key, 260, 4);
+FIELD(kvf_block_key, hash, 0);
+FIELD(kvf_block_key, hash_len, 255);
+FIELD(kvf_block_key, group, 256);
 
 int main(void) { return 0; }

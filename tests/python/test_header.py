@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
-from ctypes import POINTER, c_char, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_char, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 
 import pytest
 from conftest import ROOT
@@ -74,7 +74,7 @@ def normal(kind: str) -> str:
 SCALARS = {
     "kvf_status": c_int32, "int32_t": c_int32, "int64_t": c_int64, "uint8_t": c_uint8,
     "uint16_t": c_uint16, "uint32_t": c_uint32, "uint64_t": c_uint64, "size_t": c_size_t, "void": None,
-    "int": c_int, "char": c_char, "void*": c_void_p, "char*": c_char_p, "char**": POINTER(c_char_p),
+    "int": c_int, "double": c_double, "char": c_char, "void*": c_void_p, "char*": c_char_p, "char**": POINTER(c_char_p),
     "kvf_log_fn": _ffi.kvf_log_fn, "kvf_free_fn": _ffi.kvf_free_fn,
 }
 

@@ -22,6 +22,7 @@ from ctypes import (
     c_char,
     c_char_p,
     c_int,
+    c_double,
     c_int32,
     c_int64,
     c_size_t,
@@ -89,6 +90,14 @@ CONSTANTS: dict[str, int] = {
     "KVF_PEER_TRANSFER": 1,
     "KVF_PEER_NOTIFY_ONLY": 2,
     "KVF_COMPLETION_TEXT": 256,
+    "KVF_POLICY_DEFAULT": 0,
+    "KVF_POLICY_LRU": 1,
+    "KVF_POLICY_WINDOWED": 2,
+    "KVF_POLICY_ELASTIC": 3,
+    "KVF_BLOCK_POOL_MAX_IDS": 67108864,
+    "KVF_BLOCK_STORED": 1,
+    "KVF_BLOCK_REMOVED": 2,
+    "KVF_BLOCKS_CLEARED": 3,
     "KVF_OK": 0,
     "KVF_ERR_INVALID_ARGUMENT": -1,
     "KVF_ERR_INVALID_HANDLE": -2,
@@ -602,6 +611,109 @@ class kvf_queue_stats(Structure):
     ]
 
 
+class kvf_block_pool_options(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("blocks", c_uint32),
+        ("policy", c_uint32),
+        ("caching", c_uint8),
+        ("events", c_uint8),
+        ("tolerate_null", c_uint8),
+        ("reserved", c_uint8),
+        ("fraction", c_double),
+        ("event_bytes", c_uint64),
+    ]
+
+
+class kvf_block_pool_stats(Structure):
+    _fields_ = [
+        ("blocks", c_uint64),
+        ("free", c_uint64),
+        ("cached_blocks", c_uint64),
+        ("cached_keys", c_uint64),
+        ("allocations", c_uint64),
+        ("refused_allocations", c_uint64),
+        ("allocated_blocks", c_uint64),
+        ("allocated_runs", c_uint64),
+        ("freed_blocks", c_uint64),
+        ("revived_blocks", c_uint64),
+        ("lookups", c_uint64),
+        ("hits", c_uint64),
+        ("stored_keys", c_uint64),
+        ("removed_keys", c_uint64),
+        ("resets", c_uint64),
+        ("lost_events", c_uint64),
+    ]
+
+
+class kvf_cached_blocks(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("group", c_uint32),
+        ("first", c_uint32),
+        ("block_size", c_uint32),
+        ("blocks", c_void_p),
+        ("len", c_size_t),
+        ("hashes", c_void_p),
+        ("hash_len", c_size_t),
+        ("mask", c_void_p),
+        ("parent", c_void_p),
+        ("parent_len", c_size_t),
+        ("tokens", c_void_p),
+        ("tokens_len", c_size_t),
+        ("tag", c_uint64),
+    ]
+
+
+class kvf_cached_part(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("block", c_uint32),
+        ("group", c_uint32),
+        ("num_tokens", c_uint32),
+        ("block_size", c_uint32),
+        ("replace", c_uint8),
+        ("reserved", c_uint8 * 3),
+        ("hash", c_void_p),
+        ("hash_len", c_size_t),
+        ("parent", c_void_p),
+        ("parent_len", c_size_t),
+        ("tokens", c_void_p),
+        ("tokens_len", c_size_t),
+        ("tag", c_uint64),
+    ]
+
+
+class kvf_block_event(Structure):
+    _fields_ = [
+        ("kind", c_uint32),
+        ("group", c_uint32),
+        ("block_size", c_uint32),
+        ("reserved", c_uint32),
+        ("hashes", c_void_p),
+        ("hash_len", c_size_t),
+        ("count", c_size_t),
+        ("parent", c_void_p),
+        ("parent_len", c_size_t),
+        ("tokens", c_void_p),
+        ("tokens_len", c_size_t),
+        ("tag", c_uint64),
+    ]
+
+
+class kvf_block_event_list(Structure):
+    _fields_ = [
+        ("items", POINTER(kvf_block_event)),
+        ("len", c_size_t),
+        ("lost", c_uint64),
+        ("storage", c_void_p),
+    ]
+
+
+class kvf_block_key(Structure):
+    _fields_ = [("hash", c_uint8 * 255), ("hash_len", c_uint8), ("group", c_uint32)]
+
+
 #: Handles: one 64-bit integer each, see the top of this file.
 HANDLES = (
     "kvf_agent",
@@ -611,6 +723,7 @@ HANDLES = (
     "kvf_layout",
     "kvf_plan",
     "kvf_queue",
+    "kvf_block_pool",
 )
 
 kvf_log_fn = CFUNCTYPE(None, c_void_p, c_int32, c_char_p, c_char_p)
@@ -771,6 +884,38 @@ FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
         (c_char_p, c_char_p, c_uint16, c_uint64, c_uint64, POINTER(kvf_buffer)),
     ),
     "kvf_nixl_probe": (c_int32, (c_char_p, POINTER(kvf_buffer))),
+    "kvf_block_pool_create": (c_int32, (POINTER(kvf_block_pool_options), POINTER(_HANDLE))),
+    "kvf_block_pool_destroy": (c_int32, (_HANDLE,)),
+    "kvf_block_pool_allocate": (c_int32, (_HANDLE, _ARRAY, c_size_t)),
+    "kvf_block_pool_allocate_after": (c_int32, (_HANDLE, c_uint32, _ARRAY, c_size_t)),
+    "kvf_block_pool_free": (c_int32, (_HANDLE, _ARRAY, c_size_t)),
+    "kvf_block_pool_unpin": (c_int32, (_HANDLE, _ARRAY, c_size_t)),
+    "kvf_block_pool_touch": (c_int32, (_HANDLE, _ARRAY, c_size_t)),
+    "kvf_block_pool_ref_counts": (c_int32, (_HANDLE, _ARRAY, c_size_t, _ARRAY)),
+    "kvf_block_pool_is_writable": (c_int32, (_HANDLE, c_uint32, POINTER(c_uint8))),
+    "kvf_block_pool_num_free": (c_int32, (_HANDLE, POINTER(c_uint32))),
+    "kvf_block_pool_free_blocks": (c_int32, (_HANDLE, _ARRAY, c_size_t, POINTER(c_size_t))),
+    "kvf_block_pool_take_reused": (c_int32, (_HANDLE, _ARRAY, c_size_t, POINTER(c_size_t))),
+    "kvf_block_pool_stats_get": (c_int32, (_HANDLE, POINTER(kvf_block_pool_stats))),
+    "kvf_block_pool_lookup": (
+        c_int32,
+        (
+            _HANDLE, _BYTES, c_size_t, c_size_t, _ARRAY, c_size_t, c_uint8, _ARRAY,
+            POINTER(c_size_t),
+        ),
+    ),
+    "kvf_block_pool_cache": (c_int32, (_HANDLE, POINTER(kvf_cached_blocks))),
+    "kvf_block_pool_announce": (c_int32, (_HANDLE, POINTER(kvf_cached_blocks))),
+    "kvf_block_pool_cache_partial": (c_int32, (_HANDLE, POINTER(kvf_cached_part))),
+    "kvf_block_pool_move_keys": (c_int32, (_HANDLE, c_uint32, c_uint32)),
+    "kvf_block_pool_evict": (c_int32, (_HANDLE, _ARRAY, c_size_t)),
+    "kvf_block_pool_reset": (c_int32, (_HANDLE, POINTER(c_uint8))),
+    "kvf_block_pool_keys": (
+        c_int32,
+        (_HANDLE, c_uint32, _ARRAY, c_size_t, POINTER(c_size_t), POINTER(c_uint32)),
+    ),
+    "kvf_block_pool_take_events": (c_int32, (_HANDLE, POINTER(kvf_block_event_list))),
+    "kvf_block_event_list_free": (None, (POINTER(kvf_block_event_list),)),
 }
 
 
