@@ -19,8 +19,11 @@
 pub mod agent;
 pub mod block_pool;
 pub mod capi;
+mod checksum;
+mod clock;
 pub mod error;
 pub mod layout;
+mod mapped;
 pub mod memory;
 pub mod plan;
 pub mod queue;

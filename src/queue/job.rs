@@ -8,6 +8,7 @@ use super::cuda::Contexts;
 use super::slicer::{Limits, Slice, Slicer};
 use super::{Completion, QueueOptions, Record, Submission, Ticket};
 use crate::agent::{Agent, Transfer};
+use crate::clock::monotonic_ns;
 use crate::error::{Error, Result, Status};
 use crate::memory::MemKind;
 use crate::plan::{Batch, Direction, GroupBlocks, PeerRole, Plan, Request, Runs};
@@ -374,14 +375,4 @@ fn with_peer(e: Error, name: &str) -> Error {
 fn gpu(batch: &Batch, slice: &Slice) -> Option<u64> {
     let device = slice.local.first().map(|d| d.device);
     device.filter(|_| batch.local_mem == MemKind::Vram)
-}
-
-fn monotonic_ns() -> u64 {
-    let mut t = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: a valid place; this clock always exists on Linux.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
-    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }

@@ -11,6 +11,7 @@ use super::job::{Job, Step, Tools};
 use super::slicer::Slice;
 use super::{Completion, Shared, Ticket};
 use crate::agent::Agent;
+use crate::clock::thread_cpu_ns;
 use crate::error::{Error, Result, Status, bail};
 
 pub(super) enum Command {
@@ -231,16 +232,9 @@ impl Worker {
     }
 
     fn publish_cpu_time(&self) {
-        let mut t = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // SAFETY: a valid place; this clock always exists on Linux.
-        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
-        let ns = t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64;
         self.shared
             .counters
             .thread_cpu_ns
-            .store(ns, Ordering::Relaxed);
+            .store(thread_cpu_ns(), Ordering::Relaxed);
     }
 }

@@ -11,7 +11,6 @@ use super::bytes::{MAX_NAME, is_name};
 use super::copiers::{Copiers, MAX_THREADS};
 use super::host::{HostId, Presence, Process, hex, random_token};
 use super::inbox::{Inbox, MAX_PAYLOAD};
-use super::mapped::{Access, Mapped};
 use super::metadata::{Metadata, Secrets};
 use super::peer::{Caller, Link, Peer, Reach};
 use super::ranges::{RangeSet, Span};
@@ -20,6 +19,7 @@ use super::service::{Service, State};
 use super::socket::{self, Bell};
 use super::transfer::{Copy, List, Speed};
 use crate::error::{Error, Result, Status, bail};
+use crate::mapped::{Access, Mapped};
 use crate::memory::{MemDesc, MemKind, RegDesc};
 use crate::sync::lock;
 use crate::transport::{
@@ -376,12 +376,12 @@ impl Transport for Endpoint {
         let mut mapped = Mapped::now();
         let mut checked = Vec::with_capacity(spans.len());
         for span in spans {
-            let mut access = mapped.access(span);
+            let mut access = mapped.access(span.start, span.end);
             if matches!(access, Access::Missing(_)) {
                 // The list is read piece by piece; mappings that changed meanwhile may have hidden
                 // this one.
                 mapped = Mapped::now();
-                access = mapped.access(span);
+                access = mapped.access(span.start, span.end);
             }
             match access {
                 Access::ReadWrite => checked.push((span, true)),

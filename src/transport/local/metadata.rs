@@ -22,6 +22,7 @@
 use super::bytes::{MAX_NAME, Reader, put_name};
 use super::host::{HostId, Token};
 use super::ranges::Span;
+use crate::checksum::fnv1a;
 use crate::error::{Error, Result, Status, bail};
 
 const MAGIC: &[u8; 8] = b"KVFLOCAL";
@@ -170,13 +171,6 @@ fn incompatible(why: String) -> Error {
         Status::PeerIncompatible,
         format!("the metadata cannot be loaded: {why}"),
     )
-}
-
-/// FNV-1a, 64 bits (Fowler, Noll and Vo): short, and good enough to notice damage.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! | `runs` | pure: pairs of ranges become runs, runs become batches |
 //! | `copiers` | the threads that copy batches |
 //! | `vm` | process_vm_readv and process_vm_writev, and what their errors mean |
-//! | `registry`, `ranges`, `mapped` | which memory may be touched, and when no longer |
+//! | `registry`, `ranges` | which memory may be touched, and when no longer |
 //! | `peer` | a remote agent and the connection to it |
 //! | `service`, `inbox` | answering peers, and the messages that have arrived |
 //! | `metadata`, `frame`, `bytes` | pure: what leaves the process, encoded and decoded |
@@ -54,7 +54,6 @@ mod endpoint;
 mod frame;
 mod host;
 mod inbox;
-mod mapped;
 mod metadata;
 mod peer;
 mod ranges;

@@ -11,6 +11,7 @@ use super::peer::Peer;
 use super::ranges::Span;
 use super::registry::{Claim, Touch};
 use super::runs::{Merger, Plan};
+use crate::clock::monotonic_ns;
 use crate::error::{Error, Result, Status, bail};
 use crate::memory::{MemDesc, StridedDesc};
 use crate::sync::lock;
@@ -478,24 +479,13 @@ fn figures(stage: &Stage, plan: &Plan, took: Duration) -> Telemetry {
     };
     let took = took.as_micros() as u64;
     Telemetry {
-        start_time_us: monotonic_us().saturating_sub(since.elapsed().as_micros() as u64),
+        start_time_us: (monotonic_ns() / 1000).saturating_sub(since.elapsed().as_micros() as u64),
         // The copy is made inside the call.
         post_duration_us: took,
         transfer_duration_us: took,
         total_bytes: job.map_or(0, |job| job.moved()),
         descriptors: plan.descriptors,
     }
-}
-
-/// CLOCK_MONOTONIC in microseconds; [`Instant`] does not tell its value.
-fn monotonic_us() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: a live timespec is filled; this clock exists on every Linux.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
 }
 
 impl Transfer for Copy {

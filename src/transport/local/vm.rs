@@ -6,11 +6,11 @@
 
 use libc::iovec;
 
-use super::mapped::{Access, Mapped};
 use super::ranges::Span;
 use super::runs::Run;
 use super::tracers::ptrace_scope;
 use crate::error::{Error, Status};
+use crate::mapped::{Access, Mapped};
 use crate::transport::Op;
 
 /// Most pieces on one side of a call: UIO_MAXIOV of the kernel.
@@ -171,10 +171,7 @@ fn explain_fault(run: Run, offset: u64, op: Op, peer: &str) -> Error {
         start: run.local + offset,
         end: run.local + run.len,
     };
-    let access = Mapped::now().access(Span {
-        start: local.start,
-        end: local.start + 1,
-    });
+    let access = Mapped::now().access(local.start, local.start + 1);
     let local_at_fault = match (access, op) {
         (Access::ReadWrite, _) | (Access::ReadOnly, Op::Write) => false,
         (Access::ReadOnly, Op::Read) | (Access::Missing(_), _) => true,

@@ -6,7 +6,7 @@
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::backends::BackendTable;
@@ -16,6 +16,7 @@ use super::objects::c_string;
 use super::regions::Registry;
 use super::request::Request;
 use crate::error::{Error, Result, Status, bail};
+use crate::sync::{lock, read};
 use crate::transport::{AgentOptions, Progress, SyncMode, TransferState};
 
 /// How often the progress thread looks at its workers when no event wakes it.
@@ -126,10 +127,7 @@ impl Endpoint {
 
     /// Makes a call into NIXL, alone if the sync mode says so.
     pub fn call<R>(&self, f: impl FnOnce(ffi::Agent) -> R) -> R {
-        let _alone = self
-            .serial
-            .as_ref()
-            .map(|m| m.lock().unwrap_or_else(PoisonError::into_inner));
+        let _alone = self.serial.as_ref().map(|m| lock(m));
         f(self.agent)
     }
 
@@ -148,7 +146,7 @@ impl Endpoint {
 
     /// Keeps memory and peers in place while a request that may point to them is made or posted.
     pub fn pin(&self) -> impl Drop + '_ {
-        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.gate)
     }
 
     /// Waits until no call is making or posting requests and none of the transfers picked by
@@ -200,7 +198,7 @@ impl Endpoint {
     }
 
     fn lock_active(&self) -> MutexGuard<'_, Vec<Arc<Request>>> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.active)
     }
 
     /// Remembers a transfer that was posted and is under way.

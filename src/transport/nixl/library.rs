@@ -9,11 +9,12 @@
 use std::ffi::{CStr, CString, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::ffi;
 use super::search::{self, ENV_LIBRARY, LIBRARY, Source};
 use crate::error::{Result, Status, bail};
+use crate::sync::lock;
 
 /// What the environment variable of NIXL is called that names the folder of its plugins.
 const ENV_PLUGINS: &str = "NIXL_PLUGIN_DIR";
@@ -55,7 +56,7 @@ struct Loaded {
 static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
 
 fn loaded() -> MutexGuard<'static, Option<Loaded>> {
-    LOADED.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&LOADED)
 }
 
 /// Opens the library if that has not happened yet, and says where it was found.

@@ -17,6 +17,7 @@
 //! metadata loads in any NIXL agent, and unsealed metadata of such agents loads here. The seal is
 //! no protection against malice, which the channel has to keep out.
 
+use crate::checksum::fnv1a;
 use crate::error::{Error, Result, Status};
 use crate::memory::{MemDesc, MemKind};
 
@@ -82,7 +83,7 @@ pub fn check(bytes: &[u8]) -> Result<Outline<'_>> {
 
 /// Appends the seal.
 pub fn seal(mut body: Vec<u8>) -> Vec<u8> {
-    let sum = fnv64(&body);
+    let sum = fnv1a(&body);
     body.extend_from_slice(SEAL);
     body.extend_from_slice(&sum.to_le_bytes());
     body
@@ -97,7 +98,7 @@ fn unseal(bytes: &[u8]) -> Result<&[u8]> {
     let Some(sum) = tail.strip_prefix(SEAL) else {
         return Ok(bytes);
     };
-    if sum != fnv64(body).to_le_bytes() {
+    if sum != fnv1a(body).to_le_bytes() {
         return Err(bad(
             at,
             "the checksum does not fit: the bytes were damaged on the way",
@@ -113,13 +114,6 @@ pub fn splice(connections: &[u8], sections: &[u8]) -> Result<Vec<u8>> {
     let mut out = head.body[..head.sections_at].to_vec();
     out.extend_from_slice(&tail.body[tail.sections_at..]);
     Ok(out)
-}
-
-/// FNV-1a with 64 bits: <http://www.isthe.com/chongo/tech/comp/fnv/>.
-fn fnv64(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }
 
 fn bad(at: usize, why: &str) -> Error {
@@ -386,8 +380,8 @@ mod tests {
     #[test]
     fn the_hash_is_fnv1a() {
         // From the reference test vectors.
-        assert_eq!(fnv64(b""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(fnv64(b"a"), 0xaf63_dc4c_8601_ec8c);
-        assert_eq!(fnv64(b"foobar"), 0x8594_4171_f739_67e8);
+        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
     }
 }

@@ -1,13 +1,14 @@
 //! Messages between agents.
 
 use std::ptr;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
 use super::ffi;
 use super::objects::{NotifMap, c_string, lossy, opt};
 use crate::error::{Result, Status, bail};
+use crate::sync::lock;
 use crate::transport::Notification;
 
 /// How long a wait sleeps between two looks: it begins short and doubles. NIXL's C API cannot wake
@@ -25,7 +26,7 @@ pub struct Inbox {
 
 impl Endpoint {
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inbox)
     }
 
     /// Sends a message.

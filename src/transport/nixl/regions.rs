@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Result, Status, bail};
 use crate::memory::{MemDesc, MemKind};
+use crate::sync::lock;
 
 /// One registered range. Alive until the first deregistration of that range.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ pub struct Registry {
 
 impl Registry {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.entries)
     }
 
     /// Notes a registration.

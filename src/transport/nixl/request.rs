@@ -10,7 +10,7 @@
 use std::ffi::CString;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use super::endpoint::Endpoint;
 use super::ffi;
@@ -18,6 +18,7 @@ use super::objects::{Backend, OptArgs, XferDlist};
 use super::regions::{Coverage, Region};
 use crate::error::{Error, Result, Status, bail};
 use crate::memory::{MemDesc, MemKind};
+use crate::sync::lock;
 use crate::transport::{Cost, Telemetry, TransferState};
 
 const NOT_POSTED: u8 = 0;
@@ -102,7 +103,7 @@ impl Request {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     fn try_lock(&self) -> Option<MutexGuard<'_, Inner>> {
