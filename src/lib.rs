@@ -9,18 +9,20 @@
 //! | [`transport`] | moving bytes: the trait, NIXL, and the built-in one for a single host |
 //! | [`agent`] | one rank's endpoint: registrations, remote agents, notifications, direct transfers |
 //! | [`queue`] | the background thread: plan and block ids in, completions out |
+//! | [`connector`] | the request-level protocol between prefill and decode engines: scheduler half, worker half |
 //! | [`side_channel`] | metadata exchange before any transport connects two agents |
 //! | [`block_pool`] | blocks, reference counts, eviction order, prefix index; stands alone |
 //! | [`capi`] | the C boundary; everything in `kvferry.h` |
 //!
-//! Arrows go one way: `capi` to `queue` to `agent` to `transport`, `queue` to the pure rooms `plan` and
-//! `layout`, `capi` to `side_channel`, and from all of them to the words.
+//! Arrows go one way: `capi` to `connector` to `queue` to `agent` to `transport`, `queue` to the pure rooms
+//! `plan` and `layout`, `connector` to `side_channel`, and from all of them to the words.
 
 pub mod agent;
 pub mod block_pool;
 pub mod capi;
 mod checksum;
 mod clock;
+pub mod connector;
 pub mod error;
 pub mod layout;
 mod mapped;

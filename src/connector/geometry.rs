@@ -1,0 +1,1 @@
+//! From an engine's tensors to regions, and from a rank's regions to a [`Layout`](crate::layout::Layout).

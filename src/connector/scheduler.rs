@@ -1,0 +1,1 @@
+//! The half that lives with the engine's scheduler.

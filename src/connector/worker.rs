@@ -1,0 +1,1 @@
+//! The half that lives in each rank.
