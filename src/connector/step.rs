@@ -43,8 +43,9 @@ pub struct Receive {
     pub local: Vec<Vec<u32>>,
     /// Logical block ids of the producer, per transfer group: the whole request, as clipped by it.
     pub remote: Vec<Vec<u32>>,
-    /// Per transfer group, blocks that the prefix cache had.
-    pub cached_blocks: Vec<u32>,
+    /// Per transfer group, the index of the first of the listed local blocks in the request's block
+    /// table: how many blocks lie before it, cached, clipped or out of the window.
+    pub local_first: Vec<u32>,
     /// Tokens whose KV the producer holds; 0 is "not stated".
     pub tokens: u64,
     /// Whether the engine waits for the request to be reported as received (or failed). If not it is
