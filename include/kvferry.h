@@ -128,6 +128,11 @@ typedef int32_t kvf_status;
  * object concerned should be destroyed. Please report it.
  */
 #define KVF_ERR_INTERNAL (-22)
+/**
+ * A lease ended before the bytes were in: they may come from blocks that were used again, and
+ * must not be taken for the request's.
+ */
+#define KVF_ERR_EXPIRED (-23)
 
 /**
  * A short name such as `"peer lost"`. Never NULL; valid for ever; `"unknown status"` for a
@@ -1884,6 +1889,22 @@ typedef struct kvf_queue {
 } kvf_queue;
 
 /**
+ * A condition on a peer's memory: the 64-bit word at `addr` is below `limit`, in that machine's byte
+ * order. It is read after all bytes of a request are in. A producer that raises its word before it
+ * uses blocks again lets its readers know by this that they have not read too late.
+ */
+typedef struct kvf_guard {
+  /** Index of the peer in the plan. */
+  uint32_t peer;
+  /** Zero. */
+  uint32_t reserved;
+  /** Address in that peer's registered host memory. */
+  uint64_t addr;
+  /** What the word must be below. */
+  uint64_t limit;
+} kvf_guard;
+
+/**
  * A request to hand over. Start from `kvf_submission_default()`. All of it is copied by the
  * call.
  */
@@ -1918,6 +1939,13 @@ typedef struct kvf_submission {
    * 0 is no limit.
    */
   uint64_t deadline_ms;
+  /**
+   * Conditions that must hold after all bytes are in; without them the request fails with
+   * `KVF_ERR_EXPIRED` and nobody is notified.
+   */
+  const kvf_guard *guards;
+  /** Their number, at most 1,024. */
+  size_t guards_len;
 } kvf_submission;
 
 /**
