@@ -33,3 +33,4 @@ pub mod side_channel;
 mod sync;
 mod threads;
 pub mod transport;
+mod varint;
