@@ -16,6 +16,7 @@ pub mod agent;
 pub mod block_cache;
 pub mod block_pool;
 pub mod doctor;
+pub mod kv_cache;
 pub mod layout;
 pub mod library;
 pub mod logging;

@@ -82,6 +82,16 @@ CONSTANTS: dict[str, int] = {
     "KVF_KV_SLABS": 4,
     "KVF_CONV_CHANNELS_FIRST": 0,
     "KVF_CONV_ROWS_FIRST": 1,
+    "KVF_CONTENT_HEADS": 0,
+    "KVF_CONTENT_LATENT": 1,
+    "KVF_CONTENT_STATE": 2,
+    "KVF_SLAB_CELLS": 0,
+    "KVF_SLAB_HALVES": 1,
+    "KVF_SLAB_OPAQUE": 2,
+    "KVF_STATE_STATED": 0,
+    "KVF_STATE_MAMBA1": 1,
+    "KVF_STATE_MAMBA2": 2,
+    "KVF_STATE_GDN": 3,
     "KVF_DESCRIBE_TEXT": 0,
     "KVF_DESCRIBE_JSON": 1,
     "KVF_DIRECTION_PULL": 0,
@@ -383,6 +393,64 @@ class kvf_layout_options(Structure):
         ("regions_len", c_size_t),
         ("parts", c_void_p),
         ("parts_len", c_size_t),
+    ]
+
+
+class kvf_kv_state(Structure):
+    _fields_ = [
+        ("kind", c_uint32),
+        ("conv_channels_total", c_uint32),
+        ("conv_rows", c_uint32),
+        ("conv_elem_bytes", c_uint32),
+        ("ssm_shape", c_uint32 * 4),
+        ("ssm_dims", c_uint32),
+        ("ssm_elem_bytes", c_uint32),
+        ("conv_channels", c_void_p),
+        ("conv_channels_len", c_size_t),
+    ]
+
+
+class kvf_kv_tensor(Structure):
+    _fields_ = [
+        ("layer", c_char_p),
+        ("group", c_uint32),
+        ("content", c_uint32),
+        ("address", c_uint64),
+        ("storage_address", c_uint64),
+        ("storage_bytes", c_uint64),
+        ("page_bytes", c_uint64),
+        ("num_blocks", c_uint64),
+        ("device", c_uint64),
+        ("mem_kind", c_uint32),
+        ("elem_bytes", c_uint32),
+        ("shape", c_uint64 * 5),
+        ("strides", c_uint64 * 5),
+        ("dims", c_uint32),
+        ("k_head_size", c_uint32),
+        ("v_head_size", c_uint32),
+        ("kv_heads", c_uint32),
+        ("state", POINTER(kvf_kv_state)),
+    ]
+
+
+class kvf_kv_cache(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("kv_heads", c_uint32),
+        ("tensors", c_void_p),
+        ("tensors_len", c_size_t),
+        ("groups", c_void_p),
+        ("groups_len", c_size_t),
+        ("num_blocks", c_uint64),
+        ("blocks_per_logical", c_uint32),
+        ("block_tokens", c_uint32),
+        ("layout", c_char_p),
+        ("attn_backend", c_char_p),
+        ("slab_order", c_uint32),
+        ("pcp_size", c_uint32),
+        ("mla", c_uint8),
+        ("hybrid", c_uint8),
+        ("reserved", c_uint8 * 6),
     ]
 
 
