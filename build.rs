@@ -8,7 +8,7 @@ use std::{env, fs};
 const ABI_VERSION: u32 = 0;
 
 /// The sections of the header in reading order: a file of src/capi each, and its heading.
-const SECTIONS: [(&str, &str); 15] = [
+const SECTIONS: [(&str, &str); 16] = [
     ("status", "Status and errors"),
     ("library", "The library"),
     ("logging", "Logging"),
@@ -20,6 +20,7 @@ const SECTIONS: [(&str, &str); 15] = [
     ("plan", "Plans"),
     ("queue", "Queues"),
     ("side_channel", "Side channel"),
+    ("scheduler", "Connector: the half in the scheduler"),
     ("kv_cache", "Connector: the KV cache"),
     ("block_pool", "Block pool"),
     ("block_cache", "Block pool: cached prefixes and events"),

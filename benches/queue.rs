@@ -260,6 +260,7 @@ fn measure(transport: &str, processes: u32) {
                 },
                 notification: Some(b"0123456789abcdef:1"),
                 deadline: None,
+                guards: &[],
             };
             row(&queue, &submission, blocks, scattered);
         }

@@ -54,11 +54,13 @@ pub enum Status {
     ResourceExhausted = -21,
     /// A fault inside kvferry, among them a panic that was caught. The host process is not harmed.
     Internal = -22,
+    /// A lease ended before the bytes were in: they may come from blocks that were used again.
+    Expired = -23,
 }
 
 impl Status {
     /// Every status, for tables and tests.
-    pub const ALL: [Status; 23] = [
+    pub const ALL: [Status; 24] = [
         Status::Ok,
         Status::InvalidArgument,
         Status::InvalidHandle,
@@ -82,6 +84,7 @@ impl Status {
         Status::Io,
         Status::ResourceExhausted,
         Status::Internal,
+        Status::Expired,
     ];
 
     /// The status with this number, if there is one.
@@ -115,6 +118,7 @@ impl Status {
             Status::Io => "input/output error",
             Status::ResourceExhausted => "resource exhausted",
             Status::Internal => "internal error",
+            Status::Expired => "expired",
         }
     }
 }

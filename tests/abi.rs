@@ -188,9 +188,11 @@ layout!(kvf_range_list, 16, 8; items 0, len 8);
 layout!(kvf_queue_options, 24, 8;
     struct_size 0, capacity 4, slice_bytes 8, slice_descriptors 16, slices_in_flight 20);
 layout!(kvf_queue, 8, 8; id 0);
-layout!(kvf_submission, 80, 8;
+layout!(kvf_guard, 24, 8; peer 0, reserved 4, addr 8, limit 16);
+layout!(kvf_submission, 96, 8;
     struct_size 0, has_notification 4, reserved 5, plan 8, agents 16, agents_len 24, groups 32,
-    groups_len 40, tokens 48, notification 56, notification_len 64, deadline_ms 72);
+    groups_len 40, tokens 48, notification 56, notification_len 64, deadline_ms 72,
+    guards 80, guards_len 88);
 layout!(kvf_completion, 408, 8;
     ticket 0, status 8, not_notified 12, submitted_ns 16, planned_ns 24, posted_ns 32,
     finished_ns 40, bytes 48, total_bytes 56, descriptors_before 64, descriptors 72, slices 80,

@@ -185,6 +185,7 @@ impl Devices {
             },
             notification: None,
             deadline: None,
+            guards: &[],
         };
         let ticket = queue.submit(&submission).unwrap();
         let done = next(queue);

@@ -169,6 +169,7 @@ fn run(case: &Case, agents: &mut Agents, direction: Direction, options: QueueOpt
                 },
                 notification: Some(MESSAGE),
                 deadline: None,
+                guards: &[],
             })
             .expect("a ticket");
         for (count, peer) in messages.iter_mut().zip(plan.peers()) {

@@ -111,7 +111,21 @@ pub(super) unsafe fn texts<'a>(
     what: &str,
 ) -> Result<Vec<&'a str>> {
     // SAFETY: the same contract.
-    let pointers = unsafe { bounded(ptr, len, MAX_NAMES, what) }?;
+    unsafe { texts_up_to(ptr, len, MAX_NAMES, what) }
+}
+
+/// The same with another limit.
+///
+/// # Safety
+/// As for [`texts`].
+pub(super) unsafe fn texts_up_to<'a>(
+    ptr: *const *const c_char,
+    len: usize,
+    max: usize,
+    what: &str,
+) -> Result<Vec<&'a str>> {
+    // SAFETY: the same contract.
+    let pointers = unsafe { bounded(ptr, len, max, what) }?;
     pointers
         .iter()
         // SAFETY: the same contract.

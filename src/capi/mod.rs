@@ -24,6 +24,7 @@ pub mod memory;
 pub mod output;
 pub mod plan;
 pub mod queue;
+pub mod scheduler;
 pub mod side_channel;
 pub mod status;
 pub mod transfer;

@@ -9,12 +9,12 @@ use once_cell::sync::Lazy;
 use super::agent::{AGENTS, kvf_agent};
 use super::guard::guard;
 use super::handle::Table;
-use super::input::{Plain, flag, nonzero, options, out, slice, texts};
+use super::input::{Plain, bounded, flag, nonzero, options, out, slice, texts};
 use super::plan::{PLANS, group_blocks, kvf_group_blocks, kvf_plan};
 use super::status::kvf_status;
 use crate::error::{Error, Result, Status};
 use crate::plan::Request;
-use crate::queue::{Completion, Queue, QueueOptions, Submission};
+use crate::queue::{Completion, Guard, MAX_GUARDS, Queue, QueueOptions, Submission};
 
 /// A background thread that runs transfers of one agent. All zero is the null handle.
 #[repr(C)]
@@ -48,6 +48,22 @@ unsafe impl Plain for kvf_queue_options {
     const FIRST_SIZE: usize = 24;
 }
 
+/// A condition on a peer's memory: the 64-bit word at `addr` is below `limit`, in that machine's byte
+/// order. It is read after all bytes of a request are in. A producer that raises its word before it
+/// uses blocks again lets its readers know by this that they have not read too late.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvf_guard {
+    /// Index of the peer in the plan.
+    pub peer: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Address in that peer's registered host memory.
+    pub addr: u64,
+    /// What the word must be below.
+    pub limit: u64,
+}
+
 /// A request to hand over. Start from `kvf_submission_default()`. All of it is copied by the
 /// call.
 #[repr(C)]
@@ -79,6 +95,11 @@ pub struct kvf_submission {
     /// The request fails with `KVF_ERR_TIMEOUT` if it is not through after so many milliseconds;
     /// 0 is no limit.
     pub deadline_ms: u64,
+    /// Conditions that must hold after all bytes are in; without them the request fails with
+    /// `KVF_ERR_EXPIRED` and nobody is notified.
+    pub guards: *const kvf_guard,
+    /// Their number, at most 1,024.
+    pub guards_len: usize,
 }
 
 // SAFETY: integers and raw pointers only.
@@ -225,6 +246,8 @@ pub unsafe extern "C" fn kvf_queue_submit(
         let forced = flag(s.has_notification, "submission.has_notification")?;
         let queue = QUEUES.get(queue.id)?;
         let plan = PLANS.get(s.plan.id)?;
+        // SAFETY: the caller's contract.
+        let guards = unsafe { guards(&s) }?;
         let accepted = queue.submit(&Submission {
             plan: &plan,
             agents: &agents,
@@ -232,6 +255,7 @@ pub unsafe extern "C" fn kvf_queue_submit(
                 groups: &groups,
                 tokens: nonzero(s.tokens),
             },
+            guards: &guards,
             notification: (forced || !notification.is_empty()).then_some(notification),
             deadline: nonzero(s.deadline_ms).map(Duration::from_millis),
         })?;
@@ -367,6 +391,24 @@ unsafe fn queue_options(ptr: *const kvf_queue_options) -> Result<QueueOptions> {
         slice_descriptors: o.slice_descriptors as usize,
         slices_in_flight: o.slices_in_flight as usize,
     })
+}
+
+/// # Safety
+/// The submission's guards are as many as it says.
+unsafe fn guards(s: &kvf_submission) -> Result<Vec<Guard>> {
+    // SAFETY: by contract.
+    let given = unsafe { bounded(s.guards, s.guards_len, MAX_GUARDS, "submission.guards") }?;
+    let one = |(i, g): (usize, &kvf_guard)| match g.reserved {
+        0 => Ok(Guard {
+            peer: g.peer,
+            addr: g.addr,
+            limit: g.limit,
+        }),
+        set => Err(Error::invalid(format!(
+            "submission.guards[{i}].reserved is {set}; it must be zero"
+        ))),
+    };
+    given.iter().enumerate().map(one).collect()
 }
 
 fn completion(c: &Completion) -> kvf_completion {

@@ -63,6 +63,9 @@ pub const KVF_ERR_RESOURCE_EXHAUSTED: kvf_status = -21;
 /// A fault inside kvferry, among them a panic that was caught. The process is not harmed; the
 /// object concerned should be destroyed. Please report it.
 pub const KVF_ERR_INTERNAL: kvf_status = -22;
+/// A lease ended before the bytes were in: they may come from blocks that were used again, and
+/// must not be taken for the request's.
+pub const KVF_ERR_EXPIRED: kvf_status = -23;
 
 /// A short name such as `"peer lost"`. Never NULL; valid for ever; `"unknown status"` for a
 /// number that this library does not know. Any thread.
@@ -118,6 +121,7 @@ mod tests {
             (KVF_ERR_IO, Status::Io),
             (KVF_ERR_RESOURCE_EXHAUSTED, Status::ResourceExhausted),
             (KVF_ERR_INTERNAL, Status::Internal),
+            (KVF_ERR_EXPIRED, Status::Expired),
         ];
         assert_eq!(pairs.len(), Status::ALL.len());
         for (code, status) in pairs {

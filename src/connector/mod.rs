@@ -32,10 +32,16 @@ pub mod step;
 pub mod wire;
 pub mod worker;
 
+use crate::error::{Result, Status, bail};
+use crate::layout::MAX_RANKS;
+
 /// Longest request id, in bytes.
 pub const MAX_REQUEST_ID: usize = 1024;
 /// Longest engine id or host name, in bytes.
 pub const MAX_ENGINE_ID: usize = 1024;
+/// Words in the lease table of a producer rank: requests that can be kept with a [`LeaseRef`] at the
+/// same time. More than that are kept without one.
+pub const LEASE_SLOTS: u32 = 65_536;
 
 /// Which side moves the bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -75,6 +81,23 @@ pub struct PeerAddress {
     pub dcp_size: u32,
 }
 
+/// Refuses numbers of ranks that no engine has: each rank is asked for its handshake.
+pub(crate) fn check_ranks(peer: &PeerAddress) -> Result<()> {
+    for (name, size) in [
+        ("tp_size", peer.tp_size),
+        ("pp_size", peer.pp_size),
+        ("dcp_size", peer.dcp_size),
+    ] {
+        if !(1..=MAX_RANKS).contains(&size) {
+            bail!(
+                Status::PeerIncompatible,
+                "{name} {size}; it is 1 to {MAX_RANKS}"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Names the word in a producer rank's memory by which a consumer makes sure, after a read, that the
 /// blocks it read were still kept for it: see [`worker`]. Known to kvferry only; stock vLLM passes it on
 /// unread.
@@ -86,4 +109,20 @@ pub struct LeaseRef {
     /// kept and `2 * generation` or more once they are not; it may be less before the rank has heard of
     /// the lease, when the blocks are kept as well.
     pub generation: u64,
+}
+
+impl LeaseRef {
+    /// Refuses what no table has: a slot beyond [`LEASE_SLOTS`], a generation whose words would not
+    /// fit into 64 bits.
+    pub(crate) fn check(self) -> Result<()> {
+        if self.slot >= LEASE_SLOTS || !(1..=u64::MAX / 2).contains(&self.generation) {
+            bail!(
+                Status::PeerIncompatible,
+                "lease slot {} of {LEASE_SLOTS}, generation {}",
+                self.slot,
+                self.generation
+            );
+        }
+        Ok(())
+    }
 }

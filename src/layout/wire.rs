@@ -15,6 +15,7 @@
 
 use super::*;
 use crate::error::{Result, Status, bail};
+use crate::varint::{Reader, Writer};
 
 const MAGIC: [u8; 4] = *b"KVFL";
 const VERSION: u64 = 1;
@@ -117,10 +118,7 @@ fn decode(bytes: &[u8]) -> Result<Layout> {
     if !bytes.starts_with(&MAGIC) {
         bail!(Status::PeerIncompatible, "does not begin with KVFL");
     }
-    let mut r = Reader {
-        bytes,
-        at: MAGIC.len(),
-    };
+    let mut r = Reader::new(bytes, MAGIC.len());
     let version = r.number("version")?;
     if version != VERSION {
         bail!(
@@ -173,13 +171,7 @@ fn decode(bytes: &[u8]) -> Result<Layout> {
             elem_bytes: r.small("elem_bytes")?,
         })
     })?;
-    if r.at != bytes.len() {
-        bail!(
-            Status::PeerIncompatible,
-            "{} bytes after the end",
-            bytes.len() - r.at
-        );
-    }
+    r.end()?;
     let layout = Layout {
         parallel,
         regions,
@@ -188,96 +180,4 @@ fn decode(bytes: &[u8]) -> Result<Layout> {
     };
     layout.validate()?;
     Ok(layout)
-}
-
-struct Writer(Vec<u8>);
-
-impl Writer {
-    fn number(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.0.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.0.push(value as u8);
-    }
-
-    fn numbers<const N: usize>(&mut self, values: [u64; N]) {
-        for value in values {
-            self.number(value);
-        }
-    }
-}
-
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl Reader<'_> {
-    fn number(&mut self, name: &str) -> Result<u64> {
-        let start = self.at;
-        let mut value = 0u64;
-        for shift in (0..64).step_by(7) {
-            let Some(&byte) = self.bytes.get(self.at) else {
-                bail!(
-                    Status::PeerIncompatible,
-                    "ends within {name}, at byte {}",
-                    self.at
-                );
-            };
-            self.at += 1;
-            let bits = u64::from(byte & 0x7f);
-            if shift == 63 && bits > 1 {
-                break;
-            }
-            value |= bits << shift;
-            if byte & 0x80 == 0 {
-                if byte == 0 && shift > 0 {
-                    bail!(
-                        Status::PeerIncompatible,
-                        "{name} at byte {start} is not in its shortest form"
-                    );
-                }
-                return Ok(value);
-            }
-        }
-        bail!(
-            Status::PeerIncompatible,
-            "{name} at byte {start} has more than 64 bits"
-        )
-    }
-
-    fn small(&mut self, name: &str) -> Result<u32> {
-        let start = self.at;
-        let value = self.number(name)?;
-        u32::try_from(value).map_err(|_| {
-            Error::invalid(format!(
-                "{name} {value} at byte {start} has more than 32 bits"
-            ))
-        })
-    }
-
-    /// A counted list. The count is checked against what the remaining bytes could hold before
-    /// anything is allocated for it.
-    fn list<T>(
-        &mut self,
-        name: &str,
-        max: usize,
-        numbers_each: usize,
-        mut one: impl FnMut(&mut Self) -> Result<T>,
-    ) -> Result<Vec<T>> {
-        let count = self.number(name)?;
-        let room = ((self.bytes.len() - self.at) / numbers_each).min(max) as u64;
-        if count > room {
-            bail!(
-                Status::PeerIncompatible,
-                "{count} {name}, where at most {room} can follow"
-            );
-        }
-        let mut out = Vec::with_capacity(count as usize);
-        for i in 0..count {
-            out.push(one(self).map_err(|e| e.context(format_args!("{name}[{i}]")))?);
-        }
-        Ok(out)
-    }
 }

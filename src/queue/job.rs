@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cuda::Contexts;
+use super::guards::{Guard, Word, Words};
 use super::slicer::{Limits, Slice, Slicer};
 use super::{Completion, QueueOptions, Record, Submission, Ticket};
 use crate::agent::{Agent, Transfer};
@@ -22,6 +23,7 @@ pub(super) struct OwnedRequest {
     ids: Vec<u32>,
     groups: Vec<Lists>,
     tokens: Option<u64>,
+    guards: Vec<Guard>,
     notification: Option<Vec<u8>>,
     deadline: Option<Duration>,
 }
@@ -59,6 +61,7 @@ impl OwnedRequest {
             ids,
             groups: s.request.groups.iter().map(lists).collect(),
             tokens: s.request.tokens,
+            guards: s.guards.to_vec(),
             notification: s.notification.map(<[u8]>::to_vec),
             deadline: s.deadline,
         }
@@ -93,6 +96,7 @@ pub(super) struct Tools<'a> {
     pub agent: &'a Agent,
     pub options: &'a QueueOptions,
     pub contexts: &'a mut Contexts,
+    pub words: &'a mut Words,
     /// Memory that is used again from slice to slice.
     pub slice: &'a mut Slice,
 }
@@ -113,6 +117,8 @@ struct Flying {
     bytes: u64,
     /// Index of the peer.
     peer: u32,
+    /// Where it goes, if it is a guard that is being read.
+    word: Option<Word>,
 }
 
 /// A request from its submission to its completion.
@@ -128,6 +134,8 @@ pub(super) struct Job {
     flying: Vec<Flying>,
     /// The first thing that went wrong. From then on nothing is posted.
     failure: Option<Error>,
+    /// Whether all guards have been posted.
+    guarded: bool,
     record: Record,
 }
 
@@ -137,6 +145,7 @@ impl Job {
             ticket,
             submitted: now,
             deadline: request.deadline.and_then(|d| now.checked_add(d)),
+            guarded: request.guards.is_empty(),
             request,
             runs: None,
             slicers: Vec::new(),
@@ -182,7 +191,7 @@ impl Job {
 
     /// Does a little: looks at what is under way, posts at most one slice.
     fn advance(&mut self, tools: &mut Tools<'_>) -> Step {
-        let mut moved = self.look();
+        let mut moved = self.look(tools.words);
         if self.failure.is_none() && !self.is_through() && self.is_late() {
             self.fail(self.late());
             moved = true;
@@ -202,15 +211,26 @@ impl Job {
             }
             moved = true;
         }
-        if self.flying.is_empty() && (self.failure.is_some() || self.slicers.is_empty()) {
+        if self.failure.is_none() && self.is_in() && !self.guarded {
+            match self.post_guards(tools) {
+                Ok(posted) => moved |= posted,
+                Err(e) => self.fail(e),
+            }
+        }
+        if self.flying.is_empty() && (self.failure.is_some() || self.is_through()) {
             return Step::Finished(Box::new(self.finish(tools.agent)));
         }
         if moved { Step::Moved } else { Step::Waiting }
     }
 
-    /// Whether all bytes are in: it is too late for a deadline then.
-    fn is_through(&self) -> bool {
+    /// Whether all bytes are in.
+    fn is_in(&self) -> bool {
         self.runs.is_some() && self.record.bytes == self.record.total_bytes
+    }
+
+    /// Whether all bytes are in and all guards hold: it is too late for a deadline then.
+    fn is_through(&self) -> bool {
+        self.is_in() && self.guarded && self.flying.is_empty()
     }
 
     fn is_late(&self) -> bool {
@@ -218,7 +238,7 @@ impl Job {
     }
 
     /// Takes out the slices that have come to rest; whether there were any.
-    fn look(&mut self) -> bool {
+    fn look(&mut self, words: &mut Words) -> bool {
         let before = self.flying.len();
         let mut failure = None;
         let (record, agents) = (&mut self.record, &self.request.agents);
@@ -226,9 +246,13 @@ impl Job {
             Ok(TransferState::InProgress) => true,
             Ok(TransferState::Done) => {
                 record.bytes += f.bytes;
+                if let Some(Err(e)) = f.word.as_ref().map(|w| words.verdict(w)) {
+                    failure.get_or_insert_with(|| with_peer(e, &agents[f.peer as usize]));
+                }
                 false
             }
             Err(e) => {
+                f.word.as_ref().inspect(|w| words.give_back(w));
                 failure.get_or_insert_with(|| with_peer(e, &agents[f.peer as usize]));
                 false
             }
@@ -289,6 +313,7 @@ impl Job {
                 transfer,
                 bytes,
                 peer: batch.peer,
+                word: None,
             }),
             Err(e) => return Err(with_peer(e, name)),
         }
@@ -310,6 +335,35 @@ impl Job {
             name,
             TransferOptions::default(),
         )
+    }
+
+    /// All bytes are in: asks the peers whether they may be used. False if there is no room for that now.
+    fn post_guards(&mut self, tools: &mut Tools<'_>) -> Result<bool> {
+        if !tools.words.has(self.request.guards.len())? {
+            return Ok(false);
+        }
+        for guard in &self.request.guards {
+            let name = &self.request.agents[guard.peer as usize];
+            let (transfer, word) = tools
+                .words
+                .read(guard, name)
+                .map_err(|e| with_peer(e, name))?;
+            match transfer.post(None) {
+                // Whether it is done already is seen when it is looked at next, with the others.
+                Ok(_) => self.flying.push(Flying {
+                    transfer,
+                    bytes: 0,
+                    peer: guard.peer,
+                    word: Some(word),
+                }),
+                Err(e) => {
+                    tools.words.give_back(&word);
+                    return Err(with_peer(e, name));
+                }
+            }
+        }
+        self.guarded = true;
+        Ok(true)
     }
 
     /// Everything has come to rest: tells the peers, and the caller.

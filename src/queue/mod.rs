@@ -19,12 +19,13 @@
 //! - A request completes once, with one status, whatever number of ranks it reads from. A failure is
 //!   reported after all its other transfers have come to rest: blocks are never reported free while
 //!   bytes may still land in them.
-//! - The notification goes out only after all bytes are in, and not at all if the request fails.
+//! - The notification goes out only after all bytes are in and all guards have been found to hold, and not
+//!   at all if the request fails.
 //! - One request's failure, deadline or size does not hold up the others.
 //! - A queue that is full says [`Status::Busy`]; nothing spins and nothing is lost.
 //!
-//! In files: `job` is one request's life, `slicer` cuts ranges into slices, `outbox` holds completions,
-//! `worker` is the thread, `cuda` its device context.
+//! In files: `job` is one request's life, `slicer` cuts ranges into slices, `guards` are conditions on what
+//! was read, `outbox` holds completions, `worker` is the thread, `cuda` its device context.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -40,14 +41,17 @@ use crate::sync::{lock, read, write};
 use crate::threads;
 
 mod cuda;
+mod guards;
 mod job;
 mod outbox;
 mod slicer;
 mod worker;
 
+pub use guards::{Guard, MAX_GUARDS};
+
 use job::{Job, OwnedRequest};
 use outbox::Outbox;
-use worker::{Command, Worker};
+use worker::{Command, Sink, Worker};
 
 /// Names a submitted request. Never zero, never used twice by one queue.
 pub type Ticket = u64;
@@ -93,6 +97,8 @@ pub struct Submission<'a> {
     pub agents: &'a [&'a str],
     /// Block ids.
     pub request: Request<'a>,
+    /// Looked at after all bytes are in and before any peer is notified; see [`Guard`].
+    pub guards: &'a [Guard],
     /// Sent to each peer that is not idle when all bytes are in.
     pub notification: Option<&'a [u8]>,
     /// The request fails with [`Status::Timeout`] if it is not through by then.
@@ -208,6 +214,20 @@ pub struct Queue {
 impl Queue {
     /// Starts a queue on an agent.
     pub fn create(agent: Arc<Agent>, options: QueueOptions) -> Result<Queue> {
+        Queue::start(agent, options, None)
+    }
+
+    /// Starts a queue that gives each completion to a function instead of keeping it to be polled. The
+    /// function is called on the queue's thread and should do no more than pass it on.
+    pub fn create_with_sink(
+        agent: Arc<Agent>,
+        options: QueueOptions,
+        sink: impl Fn(Completion) + Send + 'static,
+    ) -> Result<Queue> {
+        Queue::start(agent, options, Some(Box::new(sink)))
+    }
+
+    fn start(agent: Arc<Agent>, options: QueueOptions, sink: Option<Sink>) -> Result<Queue> {
         let shared = Arc::new(Shared {
             options: options.with_defaults(),
             outbox: Outbox::new()?,
@@ -215,7 +235,7 @@ impl Queue {
             outstanding: AtomicUsize::new(0),
         });
         let (commands, inbox) = unbounded();
-        let worker = Worker::new(agent.clone(), shared.clone(), inbox);
+        let worker = Worker::new(agent.clone(), shared.clone(), inbox, sink);
         let thread = threads::spawn("kvf-queue", move || worker.run())?;
         Ok(Queue {
             commands,
@@ -407,6 +427,7 @@ fn check(submission: &Submission<'_>) -> Result<()> {
             submission.request.groups.len()
         )));
     }
+    check_guards(submission)?;
     if let Some(n) = submission
         .notification
         .filter(|n| n.len() > MAX_NOTIFICATION)
@@ -415,6 +436,35 @@ fn check(submission: &Submission<'_>) -> Result<()> {
             "notification has {} bytes, more than {MAX_NOTIFICATION}",
             n.len()
         )));
+    }
+    Ok(())
+}
+
+fn check_guards(submission: &Submission<'_>) -> Result<()> {
+    let guards = submission.guards;
+    if guards.len() > MAX_GUARDS {
+        return Err(Error::invalid(format!(
+            "{} guards, more than {MAX_GUARDS}",
+            guards.len()
+        )));
+    }
+    for (i, guard) in guards.iter().enumerate() {
+        match submission.agents.get(guard.peer as usize) {
+            Some(name) if !name.is_empty() => {}
+            Some(_) => {
+                return Err(Error::invalid(format!(
+                    "guard {i}: peer {} has no agent",
+                    guard.peer
+                )));
+            }
+            None => {
+                return Err(Error::invalid(format!(
+                    "guard {i}: peer {} of {}",
+                    guard.peer,
+                    submission.agents.len()
+                )));
+            }
+        }
     }
     Ok(())
 }

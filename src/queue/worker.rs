@@ -1,5 +1,6 @@
 //! The thread: takes requests, gives each its turn, sleeps when there is nothing to do.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::cuda::Contexts;
+use super::guards::Words;
 use super::job::{Job, Step, Tools};
 use super::slicer::Slice;
 use super::{Completion, Shared, Ticket};
@@ -31,6 +33,9 @@ const NAP_SHARE: u32 = 16;
 /// How long cancelled transfers get to come to rest when the queue is closed without a drain time.
 const LEAST_REST: Duration = Duration::from_millis(100);
 
+/// Where completions go that nobody polls for.
+pub(super) type Sink = Box<dyn Fn(Completion) + Send>;
+
 pub(super) struct Worker {
     agent: Arc<Agent>,
     shared: Arc<Shared>,
@@ -42,6 +47,7 @@ pub(super) struct Worker {
     jobs: Vec<Box<Job>>,
     slice: Slice,
     closing: Option<Closing>,
+    sink: Option<Sink>,
 }
 
 #[derive(Clone, Copy)]
@@ -76,7 +82,12 @@ impl Drop for Ending {
 }
 
 impl Worker {
-    pub(super) fn new(agent: Arc<Agent>, shared: Arc<Shared>, inbox: Receiver<Command>) -> Self {
+    pub(super) fn new(
+        agent: Arc<Agent>,
+        shared: Arc<Shared>,
+        inbox: Receiver<Command>,
+        sink: Option<Sink>,
+    ) -> Self {
         Worker {
             agent,
             shared,
@@ -84,6 +95,7 @@ impl Worker {
             jobs: Vec::new(),
             slice: Slice::default(),
             closing: None,
+            sink,
         }
     }
 
@@ -92,6 +104,7 @@ impl Worker {
         let _ending = Ending(self.shared.clone());
         // Made here: a current context belongs to the thread.
         let mut contexts = Contexts::new();
+        let mut words = Words::new(self.agent.clone());
         let mut lull = Lull::begin();
         loop {
             self.receive(&lull);
@@ -100,9 +113,10 @@ impl Worker {
                     // Bytes still move; releasing a device's last context would pull it from under them.
                     std::mem::forget(contexts);
                 }
+                words.end();
                 return result;
             }
-            if self.round(&mut contexts) {
+            if self.round(&mut contexts, &mut words) {
                 lull = Lull::begin();
             } else {
                 lull.rounds = lull.rounds.saturating_add(1);
@@ -160,7 +174,7 @@ impl Worker {
     }
 
     /// One step of every job; whether anything moved on.
-    fn round(&mut self, contexts: &mut Contexts) -> bool {
+    fn round(&mut self, contexts: &mut Contexts, words: &mut Words) -> bool {
         let mut moved = false;
         let mut i = 0;
         while i < self.jobs.len() {
@@ -168,6 +182,7 @@ impl Worker {
                 agent: &self.agent,
                 options: &self.shared.options,
                 contexts,
+                words,
                 slice: &mut self.slice,
             };
             match self.jobs[i].step(&mut tools) {
@@ -201,7 +216,14 @@ impl Worker {
         c.descriptors.fetch_add(r.descriptors, Ordering::Relaxed);
         c.slices.fetch_add(r.slices, Ordering::Relaxed);
         self.publish_cpu_time();
-        self.shared.outbox.put(completion);
+        let Some(sink) = &self.sink else {
+            return self.shared.outbox.put(completion);
+        };
+        self.shared.outstanding.fetch_sub(1, Ordering::AcqRel);
+        // Unwind safety: nothing of ours is in its hands.
+        if catch_unwind(AssertUnwindSafe(|| sink(completion))).is_err() {
+            log::error!("the function that takes a queue's completions panicked");
+        }
     }
 
     /// What closing asks for now; the thread's result when it is over.

@@ -20,13 +20,13 @@ static void versions(void) {
 }
 
 static void status_names(void) {
-  for (kvf_status a = KVF_OK; a >= KVF_ERR_INTERNAL; a--) {
+  for (kvf_status a = KVF_OK; a >= KVF_ERR_EXPIRED; a--) {
     CHECK(strlen(kvf_status_name(a)) > 0);
     CHECK(strcmp(kvf_status_name(a), "unknown status") != 0);
     for (kvf_status b = KVF_OK; b > a; b--)
       CHECK(strcmp(kvf_status_name(a), kvf_status_name(b)) != 0);
   }
-  const kvf_status unknown[] = {1, KVF_ERR_INTERNAL - 1, INT32_MAX, INT32_MIN};
+  const kvf_status unknown[] = {1, KVF_ERR_EXPIRED - 1, INT32_MAX, INT32_MIN};
   for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++)
     CHECK(strcmp(kvf_status_name(unknown[i]), "unknown status") == 0);
 }

@@ -354,7 +354,12 @@ FIELD(kvf_queue_options, slice_bytes, 8);
 FIELD(kvf_queue_options, slice_descriptors, 16);
 FIELD(kvf_queue_options, slices_in_flight, 20);
 
-SIZE(kvf_submission, 80, 8);
+SIZE(kvf_guard, 24, 8);
+FIELD(kvf_guard, peer, 0);
+FIELD(kvf_guard, reserved, 4);
+FIELD(kvf_guard, addr, 8);
+FIELD(kvf_guard, limit, 16);
+SIZE(kvf_submission, 96, 8);
 FIELD(kvf_submission, struct_size, 0);
 FIELD(kvf_submission, has_notification, 4);
 FIELD(kvf_submission, reserved, 5);
@@ -367,6 +372,8 @@ FIELD(kvf_submission, tokens, 48);
 FIELD(kvf_submission, notification, 56);
 FIELD(kvf_submission, notification_len, 64);
 FIELD(kvf_submission, deadline_ms, 72);
+FIELD(kvf_submission, guards, 80);
+FIELD(kvf_submission, guards_len, 88);
 
 SIZE(kvf_completion, 408, 8);
 FIELD(kvf_completion, ticket, 0);

@@ -168,6 +168,7 @@ def test_the_submission_is_the_struct(scripted, monkeypatch):
                     "size": s.struct_size, "has": s.has_notification, "reserved": bytes(s.reserved),
                     "plan": s.plan, "agents": [s.agents[i].decode() for i in range(s.agents_len)],
                     "tokens": s.tokens, "deadline": s.deadline_ms,
+                    "guards": [(s.guards[i].peer, s.guards[i].addr, s.guards[i].limit) for i in range(s.guards_len)],
                     "notification": ctypes.string_at(s.notification, s.notification_len),
                     "groups": [(
                         list((ctypes.c_uint32 * g.local_len).from_address(g.local)),
@@ -182,15 +183,15 @@ def test_the_submission_is_the_struct(scripted, monkeypatch):
     with Queue(scripted.decode.agent) as q:
         monkeypatch.setattr(queue, "lib", Reading())
         q.submit(scripted.plan, scripted.agents, [GroupBlocks([1, 2], [3, 4, 5], 1, None)],
-                 notification=b"a\0b", tokens=12, deadline=1.5)
+                 notification=b"a\0b", tokens=12, deadline=1.5, guards=[(0, 4096, 7)])
         q.submit(scripted.plan, scripted.agents, [GroupBlocks([7], [8], 5, 5)], notification="")
         monkeypatch.undo()
-    assert ctypes.sizeof(_ffi.kvf_group_blocks) == 48 and ctypes.sizeof(_ffi.kvf_submission) == 80
-    common = {"size": 80, "reserved": bytes(3), "plan": scripted.plan.handle, "agents": scripted.agents}
+    assert ctypes.sizeof(_ffi.kvf_group_blocks) == 48 and ctypes.sizeof(_ffi.kvf_submission) == 96
+    common = {"size": 96, "reserved": bytes(3), "plan": scripted.plan.handle, "agents": scripted.agents}
     assert seen == [
-        common | {"has": 1, "tokens": 12, "deadline": 1500, "notification": b"a\0b",
+        common | {"has": 1, "tokens": 12, "deadline": 1500, "guards": [(0, 4096, 7)], "notification": b"a\0b",
                   "groups": [([1, 2], [3, 4, 5], 1, 0, 1, 0, bytes(6))]},
-        common | {"has": 1, "tokens": 0, "deadline": 0, "notification": b"",
+        common | {"has": 1, "tokens": 0, "deadline": 0, "guards": [], "notification": b"",
                   "groups": [([7], [8], 5, 5, 1, 1, bytes(6))]},
     ]
 

@@ -2,6 +2,7 @@
 
 mod closing;
 mod faults;
+mod guards;
 mod requests;
 mod support;
 mod turns;

@@ -197,6 +197,7 @@ fn what_can_be_seen_at_a_glance_is_refused() {
             },
             notification: Some(&large),
             deadline: None,
+            guards: &[],
         };
         queue.submit(&submission).unwrap_err()
     };

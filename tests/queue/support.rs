@@ -236,6 +236,7 @@ impl World {
             },
             notification: None,
             deadline: None,
+            guards: &[],
         };
         change(&mut submission);
         queue.submit(&submission)

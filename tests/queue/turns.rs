@@ -51,6 +51,7 @@ fn send_with(queue: &Queue, plan: &Plan, peer: &str, ids: &[u32]) -> Ticket {
         },
         notification: None,
         deadline: None,
+        guards: &[],
     };
     queue.submit(&submission).expect("a ticket")
 }

@@ -131,6 +131,7 @@ CONSTANTS: dict[str, int] = {
     "KVF_ERR_IO": -20,
     "KVF_ERR_RESOURCE_EXHAUSTED": -21,
     "KVF_ERR_INTERNAL": -22,
+    "KVF_ERR_EXPIRED": -23,
 }
 
 # ---------------------------------------------------------------------------- structs
@@ -625,6 +626,15 @@ class kvf_queue_options(Structure):
     ]
 
 
+class kvf_guard(Structure):
+    _fields_ = [
+        ("peer", c_uint32),
+        ("reserved", c_uint32),
+        ("addr", c_uint64),
+        ("limit", c_uint64),
+    ]
+
+
 class kvf_submission(Structure):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -639,6 +649,8 @@ class kvf_submission(Structure):
         ("notification", c_void_p),
         ("notification_len", c_size_t),
         ("deadline_ms", c_uint64),
+        ("guards", POINTER(kvf_guard)),
+        ("guards_len", c_size_t),
     ]
 
 

@@ -88,6 +88,9 @@ ResourceExhaustedError = _class_for(
     "KVF_ERR_RESOURCE_EXHAUSTED", "Out of memory, descriptors, threads, or another limit."
 )
 InternalError = _class_for("KVF_ERR_INTERNAL", "A fault inside kvferry; please report it.")
+ExpiredError = _class_for(
+    "KVF_ERR_EXPIRED", "A lease ended before the bytes were in: they may be another request's."
+)
 
 _last_error_message = lib.kvf_last_error_message
 

@@ -149,6 +149,7 @@ class Queue:
         tokens: int | None = None,
         notification: bytes | str | None = None,
         deadline: float | None = None,
+        guards: Sequence[tuple[int, int, int]] = (),
     ) -> int:
         """Hands a request over, and returns its ticket at once.
 
@@ -160,6 +161,9 @@ class Queue:
             tokens: Tokens of the request that the producer holds, from the first one.
             notification: Sent to each peer that is not idle when all bytes are in; may be empty.
             deadline: Seconds after which the request fails.
+            guards: Conditions on peers' memory that must hold after all bytes are in: the index of the
+                peer, the address of a 64-bit word there, and what it must be below. Without them the
+                request fails with :class:`~kvferry.errors.ExpiredError` and nobody is notified.
 
         Raises:
             BusyError: as many requests as the queue holds are outstanding: poll, then repeat.
@@ -167,6 +171,7 @@ class Queue:
         lists = BlockLists(blocks)
         names, names_len, _keep = self._agents(agents)
         message = array("B", _convert.payload(notification or b"", "notification")[0])
+        words = array("Q", (n for peer, addr, limit in guards for n in (_unsigned(peer, 32, "guards"), addr, limit)))
         # A kvf_submission, made of 64-bit integers like the block lists: a third of the time that a
         # ctypes struct takes. tests/python/test_queue.py compares the two.
         submission = array("Q", (
@@ -174,6 +179,7 @@ class Queue:
             plan.handle, names, names_len, lists.address or 0, lists.count, _tokens(tokens),
             message.buffer_info()[0] if message else 0, len(message),
             0 if deadline is None else max(_convert.milliseconds(deadline, "deadline"), 1),
+            words.buffer_info()[0] if words else 0, len(words) // 3,
         ))
         ticket = c_uint64()
         status = lib.kvf_queue_submit(self._handle, submission.buffer_info()[0], ticket)

@@ -9,14 +9,26 @@
 //!
 //! All of this computes; nothing here reads memory or talks to anybody.
 
+mod content;
 mod kv;
+mod model;
+mod order;
+mod own;
+mod ranks;
+mod regions;
+mod theirs;
+mod view;
 
 pub use kv::{Content, HeadShape, KvCache, KvTensor, MAX_DIMS, SlabOrder, StateKind, StateSizes};
+pub use order::{PhysicalOrder, natural};
 
 use super::wire::AgentMetadata;
-use crate::error::{Result, Status, bail};
+use crate::error::Result;
 use crate::layout::{Layout, Parallel};
 use crate::memory::{MemDesc, MemKind};
+
+/// Group number of a region that layers of several groups share.
+pub const SHARED: i64 = -1;
 
 /// Memory to register with the transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +48,7 @@ pub struct Local {
     pub metadata: AgentMetadata,
     /// What to register: each allocation once.
     pub memory: Vec<Memory>,
+    model: model::Model,
 }
 
 /// A peer rank's cache.
@@ -54,8 +67,7 @@ pub struct Peer {
 /// `InvalidArgument`, naming the layer and the field, for tensors that cannot be what they are said to
 /// be; `NotSupported` for arrangements that are not known.
 pub fn local(cache: &KvCache, parallel: Parallel) -> Result<Local> {
-    let _ = (cache, parallel);
-    bail!(Status::NotSupported, "geometry is not written yet")
+    own::local(cache, parallel)
 }
 
 /// The layout of a peer rank, from what it says about itself and what we know about the model.
@@ -66,13 +78,11 @@ pub fn local(cache: &KvCache, parallel: Parallel) -> Result<Local> {
 /// `PeerIncompatible`, naming the field and both values, for anything on which the two sides differ so
 /// that bytes could not be mapped exactly, and for metadata that contradicts itself.
 pub fn peer(local: &Local, metadata: &AgentMetadata, at: Parallel) -> Result<Peer> {
-    let _ = (local, metadata, at);
-    bail!(Status::NotSupported, "geometry is not written yet")
+    theirs::peer(local, metadata, at)
 }
 
 /// The tensor-parallel ranks of a peer engine that this rank has to know: those that it reads or
 /// writes, and those that it only notifies. In the order in which they are asked.
 pub fn peer_ranks(mine: &Parallel, tp_size: u32, dcp_size: u32) -> Result<Vec<u32>> {
-    let _ = (mine, tp_size, dcp_size);
-    bail!(Status::NotSupported, "geometry is not written yet")
+    ranks::peer_ranks(mine, tp_size, dcp_size)
 }

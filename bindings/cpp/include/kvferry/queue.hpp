@@ -29,6 +29,9 @@ struct submit_options {
   std::uint64_t tokens = 0;
   // Sent to each peer that is not idle when all bytes are in; may be empty bytes.
   std::optional<std::string> notification;
+  // Conditions that must hold after all bytes are in; see kvf_guard. Without them the request fails
+  // with status expired.
+  std::vector<kvf_guard> guards;
   // How long the request may take.
   std::optional<std::chrono::milliseconds> deadline;
 };
@@ -92,6 +95,8 @@ class queue {
       s.notification = reinterpret_cast<const std::uint8_t*>(options.notification->data());
       s.notification_len = options.notification->size();
     }
+    s.guards = options.guards.data();
+    s.guards_len = options.guards.size();
     // To C, 0 is no limit; here it is one that is over.
     if (options.deadline)
       s.deadline_ms =

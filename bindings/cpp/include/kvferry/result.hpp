@@ -44,6 +44,7 @@ enum class status : kvf_status {
   io = KVF_ERR_IO,
   resource_exhausted = KVF_ERR_RESOURCE_EXHAUSTED,
   internal = KVF_ERR_INTERNAL,
+  expired = KVF_ERR_EXPIRED,
 };
 
 // A short name such as "peer lost".

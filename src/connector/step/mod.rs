@@ -1,7 +1,9 @@
 //! What the scheduler half tells the worker halves: one byte string per engine step.
 //!
 //! The same bytes go to every rank of the engine. They are versioned and decoded strictly and within
-//! bounds, because a fleet may carry them between machines.
+//! bounds, because a fleet may carry them between machines. [`codec`] has the form.
+
+pub mod codec;
 
 use super::{LeaseRef, PeerAddress};
 
@@ -44,7 +46,8 @@ pub struct Receive {
     /// Logical block ids of the producer, per transfer group: the whole request, as clipped by it.
     pub remote: Vec<Vec<u32>>,
     /// Per transfer group, the index of the first of the listed local blocks in the request's block
-    /// table: how many blocks lie before it, cached, clipped or out of the window.
+    /// table: how many blocks lie before it, cached, clipped or out of the window. As many entries
+    /// as `local` has.
     pub local_first: Vec<u32>,
     /// Tokens whose KV the producer holds; 0 is "not stated".
     pub tokens: u64,
@@ -56,6 +59,10 @@ pub struct Receive {
     pub expiry: Option<f64>,
     /// The producer's lease word, if it has one.
     pub lease: Option<LeaseRef>,
+    /// How often ranks of the producer had published a handshake payload when it finished the request
+    /// (vLLM 0.33's `remote_registration_generation`); 0 is "not stated". A larger number than the one
+    /// that the last handshake with this peer was for means that the handshake has to be done again.
+    pub registration: u64,
 }
 
 /// A finished request whose blocks are kept.
@@ -65,8 +72,8 @@ pub struct Hold {
     pub request_id: String,
     /// How long, counted from [`Step::clock_ns`], in nanoseconds.
     pub remaining_ns: u64,
-    /// The word that says so to readers.
-    pub lease: LeaseRef,
+    /// The word that says so to readers; `None` when all were in use.
+    pub lease: Option<LeaseRef>,
 }
 
 /// Requests of one other engine that are still wanted.

@@ -1,1 +1,0 @@
-//! The half that lives with the engine's scheduler.

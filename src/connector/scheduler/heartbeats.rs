@@ -1,0 +1,112 @@
+//! Which leases on other engines are to be extended, and when.
+//!
+//! A request is in here from the moment it enters the engine, so that its blocks are kept while it queues,
+//! until its KV is in or it has ended.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::connector::PeerAddress;
+use crate::connector::params::Remote;
+use crate::connector::step::Heartbeat;
+
+#[derive(Debug)]
+pub(super) struct Heartbeats {
+    period_ns: u64,
+    /// When all are due.
+    due_ns: u64,
+    peers: BTreeMap<String, Peer>,
+    /// This engine's request: engine and request there.
+    of_request: HashMap<String, (String, String)>,
+    /// Peers that have just come in. Their first heartbeat goes out at once, and with it the
+    /// handshake begins while the request is still queueing.
+    fresh: BTreeSet<String>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    address: PeerAddress,
+    /// Requests there, and how many requests here want each.
+    requests: BTreeMap<String, u32>,
+}
+
+impl Heartbeats {
+    pub(super) fn new(period_ns: u64) -> Self {
+        Heartbeats {
+            period_ns,
+            due_ns: 0,
+            peers: BTreeMap::new(),
+            of_request: HashMap::new(),
+            fresh: BTreeSet::new(),
+        }
+    }
+
+    /// Begins to extend the lease of a request's KV.
+    pub(super) fn start(&mut self, id: &str, remote: &Remote) {
+        self.stop(id);
+        let engine = &remote.peer.engine_id;
+        let peer = self.peers.entry(engine.clone()).or_insert_with(|| {
+            self.fresh.insert(engine.clone());
+            Peer {
+                address: remote.peer.clone(),
+                requests: BTreeMap::new(),
+            }
+        });
+        // The newest word about where an engine is found is the best.
+        if peer.address != remote.peer {
+            peer.address = remote.peer.clone();
+        }
+        *peer.requests.entry(remote.request_id.clone()).or_default() += 1;
+        self.of_request
+            .insert(id.to_owned(), (engine.clone(), remote.request_id.clone()));
+    }
+
+    /// Ends it; harmless if there was none.
+    pub(super) fn stop(&mut self, id: &str) {
+        let Some((engine, request)) = self.of_request.remove(id) else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&engine) else {
+            return;
+        };
+        if let Some(wanted) = peer.requests.get_mut(&request) {
+            *wanted -= 1;
+            if *wanted == 0 {
+                peer.requests.remove(&request);
+            }
+        }
+        if peer.requests.is_empty() {
+            self.peers.remove(&engine);
+        }
+    }
+
+    /// Those that are due.
+    pub(super) fn take(&mut self, now_ns: u64) -> Vec<Heartbeat> {
+        let fresh = std::mem::take(&mut self.fresh);
+        if self.peers.is_empty() {
+            return Vec::new();
+        }
+        if now_ns >= self.due_ns {
+            self.due_ns = now_ns + self.period_ns;
+            return self.peers.values().map(Peer::beat).collect();
+        }
+        let there = fresh.iter().filter_map(|engine| self.peers.get(engine));
+        there.map(Peer::beat).collect()
+    }
+
+    pub(super) fn requests(&self) -> usize {
+        self.of_request.len()
+    }
+
+    pub(super) fn peers(&self) -> usize {
+        self.peers.len()
+    }
+}
+
+impl Peer {
+    fn beat(&self) -> Heartbeat {
+        Heartbeat {
+            peer: self.address.clone(),
+            remote_request_ids: self.requests.keys().cloned().collect(),
+        }
+    }
+}

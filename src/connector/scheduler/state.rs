@@ -1,0 +1,484 @@
+//! The books, and what both modes do alike.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use super::clip::{Clipped, clip};
+use super::heartbeats::Heartbeats;
+use super::leases::Leases;
+use super::options::SchedulerOptions;
+use super::serve::Served;
+use super::{Finish, Finished, Keep, RequestBlocks, SchedulerStats};
+use crate::connector::params::{Params, Remote};
+use crate::connector::step::{Hold, Receive, Step};
+use crate::connector::{LEASE_SLOTS, LeaseRef, MAX_REQUEST_ID, Mode};
+use crate::error::{Error, Result};
+
+/// Everything behind the lock.
+pub(super) struct State {
+    pub(super) options: SchedulerOptions,
+    /// Of the side channel, as other engines are told.
+    pub(super) port: u16,
+    pub(super) requests: HashMap<String, Request>,
+    /// Requests that are being received. Those that have ended meanwhile do not count.
+    receiving: usize,
+    /// Blocks kept for readers, with their lease words.
+    pub(super) holds: HashMap<String, Option<LeaseRef>>,
+    leases: Leases,
+    heartbeats: Heartbeats,
+    /// What the next step will say. Holds have their deadline where the step has the time that is left.
+    pub(super) step: Step,
+    /// Counts steps, to tell what is in `step` from what the workers know already.
+    step_number: u64,
+    /// Push: when to give up on registrations, earliest first.
+    pub(super) deadlines: BTreeMap<Deadline, String>,
+    deadlines_made: u64,
+    /// Handshake payloads published.
+    published: u64,
+}
+
+/// A time in nanoseconds, and a number that makes it unique.
+pub(super) type Deadline = (u64, u64);
+
+/// A request that has parameters.
+#[derive(Debug)]
+pub(super) struct Request {
+    /// As the router gave them; the flags change as vLLM changes them in its copy.
+    pub(super) params: Params,
+    /// Whom to ask. Taken out when the transfer is staged.
+    pub(super) remote: Option<Remote>,
+    /// The step in which it was last said to be in a batch.
+    batched: Option<u64>,
+    /// The transfer that the engine waits for.
+    load: Option<Load>,
+    pub(super) deadline: Option<Deadline>,
+}
+
+/// Where the staged transfer is: in which step, and there at which index.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    step: u64,
+    index: usize,
+}
+
+/// The parameters of a request that has some. What cannot be read is logged and makes it a local one, so
+/// that a router's mistake costs a request its shortcut and nothing else.
+pub(super) fn readable(id: &str, params: &[u8]) -> Option<Params> {
+    if matches!(params.trim_ascii(), b"" | b"null" | b"{}") {
+        return None;
+    }
+    let read = match id.len() {
+        1..=MAX_REQUEST_ID => Params::from_json(params),
+        n => Err(Error::invalid(format!(
+            "its id has {n} bytes; 1 to {MAX_REQUEST_ID} are allowed"
+        ))),
+    };
+    match read {
+        Ok(params) => Some(params),
+        Err(e) => {
+            log::warn!(
+                "request {}: {}; it is computed here",
+                short(id),
+                short(e.message())
+            );
+            None
+        }
+    }
+}
+
+/// Enough of a text from outside for a log line.
+fn short(text: &str) -> String {
+    const MOST: usize = 200;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+pub(super) fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl State {
+    pub(super) fn new(options: SchedulerOptions) -> State {
+        State {
+            port: options.port,
+            heartbeats: Heartbeats::new(nanoseconds(options.heartbeat)),
+            options,
+            requests: HashMap::new(),
+            receiving: 0,
+            holds: HashMap::new(),
+            leases: Leases::default(),
+            step: Step::default(),
+            step_number: 0,
+            deadlines: BTreeMap::new(),
+            deadlines_made: 0,
+            published: 0,
+        }
+    }
+
+    pub(super) fn add(
+        &mut self,
+        id: &str,
+        mut params: Params,
+        prompt: u64,
+        reads_cache: bool,
+    ) -> u64 {
+        if self.options.mode == Mode::Push && params.remote_request_id.is_none() {
+            // The producer finds the request by this engine's id; only a heartbeat would say the other.
+            params.remote_request_id = Some(id.to_owned());
+        }
+        let remote = params.remote();
+        let asks =
+            params.do_remote_prefill || (params.do_remote_decode && self.options.bidirectional);
+        if asks && remote.is_none() && !params.remote_block_ids.is_empty() {
+            log::warn!(
+                "request {}: kv_transfer_params name blocks, but not all of remote_engine_id, \
+                 remote_request_id, remote_host and remote_port; it is computed here",
+                short(id)
+            );
+        }
+        if let (true, Some(remote), Some(_)) = (params.do_remote_prefill, &remote, params.tp_size) {
+            self.heartbeats.start(id, remote);
+        }
+        let drop = match params.do_remote_decode && !params.p_side_truncated && reads_cache {
+            true => self.backoff(prompt),
+            false => 0,
+        };
+        let request = Request {
+            params,
+            remote,
+            batched: None,
+            load: None,
+            deadline: None,
+        };
+        if let Some(before) = self.requests.insert(id.to_owned(), request) {
+            self.end_load(id, before);
+        }
+        drop
+    }
+
+    /// Trailing prompt tokens that the producer leaves to the consumer.
+    pub(super) fn backoff(&self, prompt: u64) -> u64 {
+        let n = self.options.backoff_tokens;
+        if prompt > n { n } else { 0 }
+    }
+
+    pub(super) fn match_tokens(&self, id: &str, prompt: u64, computed: u64) -> u64 {
+        let Some(request) = self.requests.get(id) else {
+            return 0;
+        };
+        let there = match self.can_fetch(request) {
+            false => 0,
+            true if request.params.do_remote_prefill => prompt - self.backoff(prompt),
+            true => return self.next_turn(request, prompt, computed),
+        };
+        there.saturating_sub(computed)
+    }
+
+    /// Whether the request's KV is to be fetched and it is known where from.
+    fn can_fetch(&self, request: &Request) -> bool {
+        let p = &request.params;
+        request.remote.is_some()
+            && (self.options.mode == Mode::Push || !p.remote_block_ids.is_empty())
+            && (p.do_remote_prefill || self.is_next_turn(p))
+    }
+
+    pub(super) fn allocated(
+        &mut self,
+        id: &str,
+        groups: &[RequestBlocks<'_>],
+        external_tokens: u64,
+        now: u64,
+    ) -> Result<bool> {
+        let Some(request) = self.requests.get_mut(id) else {
+            return Ok(false);
+        };
+        let local = match external_tokens {
+            0 => Clipped::default(),
+            _ => clip(&self.options, groups)?,
+        };
+        // A consumer that keeps its blocks for the next turn becomes a producer then.
+        if (request.params.do_remote_decode || self.options.bidirectional)
+            && request.batched != Some(self.step_number)
+        {
+            request.batched = Some(self.step_number);
+            self.step.in_batch.push(id.to_owned());
+        }
+        let p = &self.requests[id].params;
+        if !(p.do_remote_prefill || self.is_next_turn(p)) {
+            return Ok(false);
+        }
+        let fetch = self.can_fetch(&self.requests[id]);
+        if fetch {
+            let awaited = external_tokens > 0;
+            self.stage(id, local, awaited);
+            if awaited && self.options.mode == Mode::Push {
+                self.watch(id, now);
+            }
+        }
+        if let Some(request) = self.requests.get_mut(id) {
+            request.params.do_remote_prefill = false;
+            request.params.remote_blocks_processed = true;
+        }
+        Ok(true)
+    }
+
+    /// Puts a transfer into the step that is being made. If nothing is missing here, the producer is only
+    /// told that its blocks are not needed.
+    fn stage(&mut self, id: &str, local: Clipped, awaited: bool) {
+        let Some(request) = self.requests.get_mut(id) else {
+            return;
+        };
+        let Some(remote) = request.remote.take() else {
+            return;
+        };
+        let receive = receive(id, remote, &mut request.params, local, awaited);
+        let list = match (self.options.mode, awaited) {
+            (Mode::Push, true) => &mut self.step.registrations,
+            _ => &mut self.step.receives,
+        };
+        if awaited {
+            self.receiving += 1;
+            request.load = Some(Load {
+                step: self.step_number,
+                index: list.len(),
+            });
+        } else {
+            self.heartbeats.stop(id);
+        }
+        list.push(receive);
+    }
+
+    /// Push: begins to wait for a registration.
+    fn watch(&mut self, id: &str, now: u64) {
+        let timeout = nanoseconds(self.options.registration_timeout);
+        self.deadlines_made += 1;
+        let deadline = (now.saturating_add(timeout), self.deadlines_made);
+        self.deadlines.insert(deadline, id.to_owned());
+        if let Some(request) = self.requests.get_mut(id) {
+            request.deadline = Some(deadline);
+        }
+    }
+
+    pub(super) fn build_step(&mut self, now: u64) -> Step {
+        self.give_up(now);
+        let mut step = std::mem::take(&mut self.step);
+        self.step_number += 1;
+        step.clock_ns = now;
+        for hold in &mut step.holds {
+            hold.remaining_ns = hold.remaining_ns.saturating_sub(now);
+        }
+        step.heartbeats = self.heartbeats.take(now);
+        step
+    }
+
+    pub(super) fn received(&mut self, id: &str) {
+        self.heartbeats.stop(id);
+        if let Some(request) = self.requests.get_mut(id) {
+            self.receiving -= usize::from(request.load.take().is_some());
+            if let Some(deadline) = request.deadline.take() {
+                self.deadlines.remove(&deadline);
+            }
+        }
+    }
+
+    pub(super) fn sent(&mut self, id: &str) {
+        if let Some(Some(lease)) = self.holds.remove(id) {
+            self.leases.give_back(lease);
+        }
+    }
+
+    pub(super) fn finished(
+        &mut self,
+        id: &str,
+        how: Finish,
+        groups: &[RequestBlocks<'_>],
+        computed_tokens: u64,
+        now: u64,
+    ) -> Result<Finished> {
+        if !self.requests.contains_key(id) {
+            return Ok(Finished::default());
+        }
+        let blocks = match groups {
+            [] => Clipped::default(),
+            _ => clip(&self.options, groups)?,
+        };
+        let Some(mut request) = self.requests.remove(id) else {
+            return Ok(Finished::default());
+        };
+        self.heartbeats.stop(id);
+        if request.params.do_remote_prefill {
+            self.decline(id, &mut request);
+            return Ok(Finished::default());
+        }
+        let producer = request.params.do_remote_decode;
+        let keep = match self.end_load(id, request) {
+            true => Keep::UntilReceived,
+            false => Keep::No,
+        };
+        let ended = Finished { keep, params: None };
+        if !producer && !self.options.bidirectional {
+            return Ok(ended);
+        }
+        if !matches!(how, Finish::Length | Finish::Stop) {
+            self.step.forget.push(id.to_owned());
+            return Ok(ended);
+        }
+        Ok(self.hold(id, producer, blocks.ids, computed_tokens, now))
+    }
+
+    /// The request ends before its KV was asked for: its producer need not wait.
+    fn decline(&mut self, id: &str, request: &mut Request) {
+        if self.can_fetch(request) {
+            if let Some(remote) = request.remote.take() {
+                let nothing = Clipped::default();
+                let told = receive(id, remote, &mut request.params, nothing, false);
+                self.step.receives.push(told);
+            }
+        }
+    }
+
+    /// The engine no longer wants what it waits for. Whether it did.
+    fn end_load(&mut self, id: &str, request: Request) -> bool {
+        if let Some(deadline) = request.deadline {
+            self.deadlines.remove(&deadline);
+        }
+        let Some(load) = request.load else {
+            return false;
+        };
+        self.receiving -= 1;
+        let pending = load.step == self.step_number && self.options.mode == Mode::Pull;
+        match self.step.receives.get_mut(load.index) {
+            // The workers have not heard of it: there is nothing to read and nothing to stop.
+            Some(receive) if pending => {
+                receive.local.clear();
+                receive.local_first.clear();
+            }
+            _ => self.step.cancel.push(id.to_owned()),
+        }
+        true
+    }
+
+    /// Keeps a finished request's blocks for the other side and says how to get them.
+    fn hold(
+        &mut self,
+        id: &str,
+        producer: bool,
+        blocks: Vec<Vec<u32>>,
+        computed_tokens: u64,
+        now: u64,
+    ) -> Finished {
+        let mut params = self.own_params(id, producer);
+        let keep = match blocks.iter().all(Vec::is_empty) {
+            true => Keep::No,
+            false => {
+                let lease = self.take_lease();
+                let time = match producer {
+                    true => self.options.lease,
+                    false => self.options.pin,
+                };
+                let deadline = now.saturating_add(nanoseconds(time));
+                if !producer {
+                    params.remote_blocks_expiry_time = Some(deadline as f64 / 1e9);
+                }
+                params.remote_num_tokens = computed_tokens;
+                params.kvferry_lease = lease;
+                self.record_hold(id, deadline, lease);
+                self.offer(id, &blocks, computed_tokens);
+                Keep::UntilSent
+            }
+        };
+        params.remote_block_ids = blocks;
+        Finished {
+            keep,
+            params: Some(params.to_json(self.options.mode)),
+        }
+    }
+
+    fn record_hold(&mut self, id: &str, deadline: u64, lease: Option<LeaseRef>) {
+        self.step.holds.push(Hold {
+            request_id: id.to_owned(),
+            remaining_ns: deadline,
+            lease,
+        });
+        // An engine that uses an id again before it was reported: readers of the old blocks will find
+        // the word taken over, and fail.
+        if let Some(Some(before)) = self.holds.insert(id.to_owned(), lease) {
+            self.leases.give_back(before);
+        }
+    }
+
+    fn take_lease(&mut self) -> Option<LeaseRef> {
+        let lease = self.leases.take();
+        if lease.is_none() {
+            log::warn!(
+                "all {LEASE_SLOTS} lease words are in use: blocks are kept, but their reader cannot make \
+                 sure of it"
+            );
+        }
+        lease
+    }
+
+    /// Parameters that name this engine.
+    fn own_params(&self, id: &str, producer: bool) -> Params {
+        let o = &self.options;
+        Params {
+            do_remote_prefill: producer,
+            do_remote_decode: !producer,
+            remote_engine_id: Some(o.engine_id.clone()),
+            remote_request_id: Some(id.to_owned()),
+            remote_host: Some(o.host.clone()),
+            remote_port: Some(self.port),
+            tp_size: Some(o.tp_size),
+            dcp_size: Some(o.dcp_size),
+            pp_size: Some(o.pp_size),
+            transfer_mode: Some(o.mode.name().to_owned()),
+            remote_registration_generation: match o.state_registrations {
+                true => self.published,
+                false => 0,
+            },
+            ..Params::default()
+        }
+    }
+
+    pub(super) fn served(&mut self, served: Served) {
+        self.port = served.port;
+        self.published += served.changed;
+    }
+
+    pub(super) fn stats(&self) -> SchedulerStats {
+        SchedulerStats {
+            requests: self.requests.len() as u64,
+            receiving: self.receiving as u64,
+            holds: self.holds.len() as u64,
+            leases: self.leases.in_use() as u64,
+            heartbeats: self.heartbeats.requests() as u64,
+            peers: self.heartbeats.peers() as u64,
+        }
+    }
+}
+
+/// A transfer, or word to the producer that there will be none. Takes the producer's blocks out of the
+/// parameters.
+fn receive(
+    id: &str,
+    remote: Remote,
+    params: &mut Params,
+    local: Clipped,
+    awaited: bool,
+) -> Receive {
+    Receive {
+        request_id: id.to_owned(),
+        peer: remote.peer,
+        remote_request_id: remote.request_id,
+        local: local.ids,
+        local_first: local.first,
+        remote: std::mem::take(&mut params.remote_block_ids),
+        tokens: params.remote_num_tokens,
+        awaited,
+        expiry: params.remote_blocks_expiry_time,
+        lease: params.kvferry_lease,
+        registration: params.remote_registration_generation,
+    }
+}

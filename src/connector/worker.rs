@@ -1,1 +1,0 @@
-//! The half that lives in each rank.

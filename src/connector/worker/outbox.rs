@@ -1,0 +1,91 @@
+//! What the engine has to hear at its next step.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::{Condvar, PoisonError};
+use std::time::Duration;
+
+use crate::sync::lock;
+
+/// What became of requests since the last look. Each request is reported once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Results {
+    /// Requests whose kept blocks are free: all readers are through, or the lease has ended.
+    pub sent: Vec<String>,
+    /// Requests whose receive is over, well or not. Their blocks are the engine's again.
+    pub received: Vec<String>,
+    /// Those of `received` that failed: nothing in their blocks may be used.
+    pub failed: Vec<String>,
+    /// Local block ids of failed requests, where the model has one group and an id says which block
+    /// is meant.
+    pub failed_blocks: Vec<u32>,
+    /// Whether there are figures to take.
+    pub has_stats: bool,
+}
+
+impl Results {
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.sent.is_empty() && self.received.is_empty()
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Outbox {
+    inside: Mutex<Results>,
+    filled: Condvar,
+}
+
+impl Outbox {
+    pub(super) fn sent(&self, request_id: &str) {
+        lock(&self.inside).sent.push(request_id.to_owned());
+        self.filled.notify_all();
+    }
+
+    pub(super) fn received(&self, request_id: &str) {
+        lock(&self.inside).received.push(request_id.to_owned());
+        self.filled.notify_all();
+    }
+
+    pub(super) fn failed(&self, request_id: &str, blocks: &[u32]) {
+        let mut inside = lock(&self.inside);
+        inside.received.push(request_id.to_owned());
+        inside.failed.push(request_id.to_owned());
+        inside.failed_blocks.extend_from_slice(blocks);
+        drop(inside);
+        self.filled.notify_all();
+    }
+
+    pub(super) fn take(&self) -> Results {
+        std::mem::take(&mut lock(&self.inside))
+    }
+
+    /// Waits until there is something to take; whether there is.
+    pub(super) fn wait(&self, limit: Duration) -> bool {
+        let inside = lock(&self.inside);
+        let waited = self
+            .filled
+            .wait_timeout_while(inside, limit, |r| r.is_empty());
+        let (inside, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !inside.is_empty()
+    }
+}
+
+/// Says things once: a peer that sends nonsense sends it often.
+#[derive(Default)]
+pub(super) struct Once {
+    said: HashSet<(String, &'static str)>,
+}
+
+impl Once {
+    /// Most things that are remembered; after that they are said again.
+    const MOST: usize = 4096;
+
+    /// Whether this kind of thing has not been said about this peer.
+    pub(super) fn first(&mut self, peer: &str, kind: &'static str) -> bool {
+        if self.said.len() >= Self::MOST {
+            self.said.clear();
+        }
+        self.said.insert((peer.to_owned(), kind))
+    }
+}

@@ -1,0 +1,577 @@
+//! Fetching what other engines hold: a receive from the engine step that asks for it to the report.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::link::{Link, Purpose};
+use super::peers::{Key, Waiting, Wanted};
+use super::stats::{Kind, RequestRecord};
+use super::submission;
+use super::thread::Core;
+use crate::clock::monotonic_ns;
+use crate::connector::Mode;
+use crate::connector::step::{Heartbeat, Receive};
+use crate::connector::wire::{self, Notification};
+use crate::error::{Error, Result, Status, bail};
+use crate::memory::MemKind;
+use crate::queue::{Completion, Record, Submission, Ticket};
+
+/// A producer that keeps blocks until a stated time is not read from when that is so near: for the clocks'
+/// difference, which is measured, and for the read.
+const EXPIRY_MARGIN: f64 = 5.0;
+
+/// How far a receive has come.
+enum Stage {
+    /// Being looked at for the first time.
+    Arrived,
+    /// Waits for a handshake.
+    Waiting,
+    /// Waits for room in the queue.
+    Backlog,
+    /// Bytes move.
+    Moving(Ticket),
+    /// Push: the producer writes. Agents that have said that they are through, and how many there are.
+    Written {
+        from: HashSet<String>,
+        wanted: u32,
+        deadline: Instant,
+    },
+}
+
+/// A receive that is not over.
+struct Receiving {
+    what: Receive,
+    stage: Stage,
+    link: Option<Arc<Link>>,
+    canceled: bool,
+    arrived_ns: u64,
+    queued_ns: u64,
+}
+
+impl Receiving {
+    fn is_empty(&self) -> bool {
+        self.what.local.iter().all(Vec::is_empty)
+    }
+}
+
+/// All receives.
+#[derive(Default)]
+pub(super) struct Receives {
+    by_id: HashMap<String, Receiving>,
+    by_ticket: HashMap<Ticket, String>,
+    backlog: VecDeque<String>,
+    /// For producers without a lease word: until when they keep a request at the least, by engine and
+    /// their id.
+    estimates: HashMap<(String, String), Instant>,
+}
+
+impl Receives {
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Receives whose producer writes.
+    pub(super) fn written(&self) -> usize {
+        let written = |r: &&Receiving| matches!(r.stage, Stage::Written { .. });
+        self.by_id.values().filter(written).count()
+    }
+
+    /// Engines that something is wanted of.
+    pub(super) fn engines(&self) -> HashSet<String> {
+        let engines = self.by_id.values().map(|r| r.what.peer.engine_id.clone());
+        engines.collect()
+    }
+
+    fn estimate(&self, what: &Receive) -> Option<Instant> {
+        let key = (what.peer.engine_id.clone(), what.remote_request_id.clone());
+        self.estimates.get(&key).copied()
+    }
+
+    /// The producer's blocks are kept for at least a lease from when we first hear of them: they were
+    /// finished no later than that, but not long before. What a router holds back for long is read too
+    /// late without a word to tell; see the room's documentation.
+    fn first_heard(&mut self, engine_id: &str, remote_id: &str, lease: Duration, now: Instant) {
+        self.estimates
+            .entry((engine_id.to_owned(), remote_id.to_owned()))
+            .or_insert(now + lease);
+    }
+}
+
+impl Core {
+    /// A receive is asked for.
+    pub(super) fn receive(&mut self, what: Receive) {
+        let now = Instant::now();
+        let id = what.request_id.clone();
+        if self.receives.by_id.contains_key(&id) {
+            log::warn!(
+                "request \"{id}\" is being received already; asked for again, it is ignored"
+            );
+            return;
+        }
+        let lease = self.shared.options.lease;
+        self.receives
+            .first_heard(&what.peer.engine_id, &what.remote_request_id, lease, now);
+        let receiving = Receiving {
+            what,
+            stage: Stage::Arrived,
+            link: None,
+            canceled: false,
+            arrived_ns: monotonic_ns(),
+            queued_ns: 0,
+        };
+        self.receives.by_id.insert(id.clone(), receiving);
+        self.resume(&id);
+    }
+
+    /// Goes on with a receive that may have what it waited for.
+    pub(super) fn resume(&mut self, id: &str) {
+        let Some(r) = self.receives.by_id.get(id) else {
+            return;
+        };
+        let purpose = match self.shared.options.mode {
+            Mode::Pull => Purpose::Transfer,
+            Mode::Push => Purpose::Notify,
+        };
+        let (address, registration) = (r.what.peer.clone(), r.what.registration);
+        let waiting = Some(Waiting::Receive(id.to_owned()));
+        match self.want(purpose, &address, registration, waiting) {
+            Wanted::Later(_) => self.set_stage(id, Stage::Waiting),
+            Wanted::Refused(e) => self.fail(id, e),
+            Wanted::Link(link) => {
+                if let Some(r) = self.receives.by_id.get_mut(id) {
+                    r.link = Some(link.clone());
+                }
+                let done = match purpose {
+                    Purpose::Transfer => self.start_read(id, &link),
+                    Purpose::Notify => self.register(id, &link),
+                };
+                if let Err(e) = done {
+                    self.fail(id, e);
+                }
+            }
+        }
+    }
+
+    /// A receive that a panic has left where it began ends as failed.
+    pub(super) fn answer_if_lost(&mut self, id: &str) {
+        let lost = |r: &Receiving| matches!(r.stage, Stage::Arrived);
+        if self.receives.by_id.get(id).is_some_and(lost) {
+            self.fail(id, Error::new(Status::Internal, "a panic in the worker"));
+        }
+    }
+
+    fn set_stage(&mut self, id: &str, stage: Stage) {
+        if let Some(r) = self.receives.by_id.get_mut(id) {
+            r.stage = stage;
+        }
+    }
+
+    /// Hands a receive to the queue, or says that there is nothing to read.
+    fn start_read(&mut self, id: &str, link: &Arc<Link>) -> Result<()> {
+        let Some(r) = self.receives.by_id.get(id) else {
+            return Ok(());
+        };
+        if r.is_empty() {
+            let remote_id = r.what.remote_request_id.clone();
+            self.tell_done(link, &remote_id);
+            self.finish(id, Ok(()), &Record::default());
+            return Ok(());
+        }
+        self.check_expiry(&r.what, link, Instant::now(), EXPIRY_MARGIN)?;
+        let parts = submission::pull(link, &r.what)?;
+        let notification =
+            Notification::done(r.what.remote_request_id.clone(), submission::readers(link))
+                .encode()?;
+        let agents: Vec<&str> = link.ranks.iter().map(|r| r.agent.as_str()).collect();
+        let submitted = self.queue.submit(&Submission {
+            plan: parts.plan,
+            agents: &agents,
+            request: parts.request(&parts.groups()),
+            guards: &parts.guards,
+            notification: Some(&notification),
+            deadline: Some(self.shared.options.transfer_timeout),
+        });
+        match submitted {
+            Ok(ticket) => {
+                let key = key_of(&r.what);
+                self.peers.begin(&key);
+                self.receives.by_ticket.insert(ticket, id.to_owned());
+                if let Some(r) = self.receives.by_id.get_mut(id) {
+                    r.stage = Stage::Moving(ticket);
+                    r.queued_ns = monotonic_ns();
+                }
+                Ok(())
+            }
+            Err(e) if e.status() == Status::Busy => {
+                self.receives.backlog.push_back(id.to_owned());
+                self.set_stage(id, Stage::Backlog);
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// There may be room in the queue again.
+    pub(super) fn retry(&mut self) {
+        for _ in 0..self.receives.backlog.len() {
+            let Some(id) = self.receives.backlog.pop_front() else {
+                return;
+            };
+            self.set_stage(&id, Stage::Arrived);
+            self.safely("a receive", |core| core.resume(&id));
+            self.answer_if_lost(&id);
+            if self.receives.backlog.back() == Some(&id) {
+                return;
+            }
+        }
+    }
+
+    /// Refuses blocks that their producer may have given up. With a lease word it is the word that tells,
+    /// after the read.
+    fn check_expiry(&self, what: &Receive, link: &Link, now: Instant, margin: f64) -> Result<()> {
+        if let Some(expiry) = what.expiry {
+            let left = expiry - link.clock_offset - monotonic_ns() as f64 / 1e9;
+            if left.is_nan() || left <= margin {
+                bail!(
+                    Status::Expired,
+                    "the blocks are kept for {left:.3} s more, and {margin} s are needed"
+                );
+            }
+        } else if submission::word_of(link, what).is_none() {
+            let late = self
+                .receives
+                .estimate(what)
+                .is_none_or(|deadline| now >= deadline);
+            if late {
+                bail!(
+                    Status::Expired,
+                    "the lease of a producer without lease words may have ended"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// A read is over.
+    pub(super) fn read(&mut self, done: Completion) {
+        let Some(id) = self.receives.by_ticket.remove(&done.ticket) else {
+            return;
+        };
+        let Some(r) = self.receives.by_id.get(&id) else {
+            return;
+        };
+        let (key, link, canceled) = (key_of(&r.what), r.link.clone(), r.canceled);
+        let now = Instant::now();
+        self.peers.end(&key, now);
+        let remote_id = r.what.remote_request_id.clone();
+        let result = match (&link, done.result) {
+            (Some(link), Ok(())) => self.check_expiry(&r.what, link, now, 0.0),
+            (_, other) => other,
+        };
+        for (agent, e) in &done.not_notified {
+            self.not_told(agent, e);
+        }
+        if let (Some(link), Err(e)) = (&link, &result) {
+            if self.is_lost(link, e) {
+                self.peers.lost(&key, now);
+            } else if canceled {
+                self.tell_done(link, &remote_id);
+            }
+        }
+        self.finish(&id, result, &done.record);
+    }
+
+    /// Whether a failure means that hands have to be shaken again.
+    pub(super) fn is_lost(&self, link: &Link, e: &Error) -> bool {
+        let known = |agent: &str| self.agent.check_remote(agent, MemKind::Dram, &[]);
+        match e.status() {
+            Status::PeerLost | Status::NotRegistered | Status::NotFound => true,
+            Status::Backend => link
+                .ranks
+                .iter()
+                .any(|rank| matches!(known(&rank.agent), Ok(false) | Err(_))),
+            _ => false,
+        }
+    }
+
+    /// A receive is no longer wanted.
+    pub(super) fn cancel(&mut self, id: &str) {
+        let Some(r) = self.receives.by_id.get_mut(id) else {
+            return;
+        };
+        match r.stage {
+            Stage::Moving(ticket) => {
+                r.canceled = true;
+                if let Err(e) = self.queue.cancel(ticket) {
+                    log::debug!("cancelling request \"{id}\": {e}");
+                }
+            }
+            // Nobody can stop the producer: over when it is through, or when it has had its time.
+            Stage::Written { .. } => r.canceled = true,
+            // Nothing moves. What is left to do is to tell the producer, once that is possible.
+            Stage::Arrived | Stage::Waiting | Stage::Backlog => {
+                let canceled = Error::new(Status::Canceled, "the request was cancelled");
+                let mut rest = r.what.clone();
+                self.fail(id, canceled);
+                if self.shared.options.mode == Mode::Pull {
+                    rest.local.iter_mut().for_each(Vec::clear);
+                    rest.awaited = false;
+                    self.receive(rest);
+                }
+            }
+        }
+    }
+
+    /// A receive has failed with nothing under way.
+    pub(super) fn fail(&mut self, id: &str, e: Error) {
+        self.finish(id, Err(e), &Record::default());
+    }
+
+    /// Reports a receive and forgets it.
+    fn finish(&mut self, id: &str, result: Result<()>, record: &Record) {
+        let Some(r) = self.receives.by_id.remove(id) else {
+            return;
+        };
+        let peer = &r.what.peer.engine_id;
+        self.receives
+            .estimates
+            .remove(&(peer.clone(), r.what.remote_request_id.clone()));
+        let shared = self.shared.clone();
+        shared.stats.record(record_of(&r, &result, record));
+        match &result {
+            Ok(()) => {
+                if record.bytes > 0 {
+                    shared.stats.transfer(record);
+                }
+                if r.what.awaited {
+                    shared.outbox.received(id);
+                }
+            }
+            Err(e) => {
+                match e.status() {
+                    Status::Expired => shared.stats.count(Kind::Expired),
+                    Status::Canceled => {}
+                    // Counted as a handshake.
+                    _ if r.link.is_none() => {}
+                    _ => shared.stats.count(Kind::FailedTransfers),
+                }
+                log::log!(
+                    match e.status() {
+                        Status::Canceled => log::Level::Debug,
+                        _ => log::Level::Warn,
+                    },
+                    "request \"{id}\" of engine \"{peer}\": {e}"
+                );
+                if r.what.awaited {
+                    let blocks = match &r.what.local[..] {
+                        [only] => &only[..],
+                        _ => &[],
+                    };
+                    shared.outbox.failed(id, blocks);
+                }
+            }
+        }
+    }
+
+    /// Tells all ranks that wait for it that this rank is done with a request.
+    fn tell_done(&mut self, link: &Link, remote_id: &str) {
+        let message = Notification::done(remote_id, submission::readers(link)).encode();
+        let message = match message {
+            Ok(message) => message,
+            Err(e) => return log::warn!("{e}"),
+        };
+        for rank in link.listeners() {
+            if let Err(e) = self.agent.notify(&rank.agent, &message, None) {
+                self.not_told(&rank.agent, &e);
+            }
+        }
+    }
+
+    fn not_told(&mut self, agent: &str, e: &Error) {
+        self.shared.stats.count(Kind::FailedNotifications);
+        if self.once.first(agent, "not told") {
+            log::warn!("agent \"{agent}\" could not be told; its lease frees the blocks: {e}");
+        }
+    }
+
+    /// Extends leases on another engine. The first time shakes hands.
+    pub(super) fn send_heartbeat(&mut self, heartbeat: &Heartbeat) {
+        let now = Instant::now();
+        let engine_id = &heartbeat.peer.engine_id;
+        let lease = self.shared.options.lease;
+        for id in &heartbeat.remote_request_ids {
+            self.receives.first_heard(engine_id, id, lease, now);
+        }
+        let purpose = match self.shared.options.mode {
+            Mode::Pull => Purpose::Transfer,
+            Mode::Push => Purpose::Notify,
+        };
+        let Wanted::Link(link) = self.want(purpose, &heartbeat.peer, 0, None) else {
+            return;
+        };
+        // An id with a comma would arrive as two others.
+        let ids = heartbeat.remote_request_ids.iter();
+        let ids: Vec<&String> = ids.filter(|id| !id.contains(',')).collect();
+        for some in ids.chunks(wire::MAX_HEARTBEAT) {
+            let message = Notification::Heartbeat(some.iter().map(|id| (*id).clone()).collect());
+            if let Ok(message) = message.encode() {
+                if self.tell_all(&link, &message) {
+                    self.extend_estimates(engine_id, some, lease * 2 / 3, now);
+                }
+            }
+        }
+    }
+
+    /// Whether all ranks could be told.
+    fn tell_all(&self, link: &Link, message: &[u8]) -> bool {
+        let mut all = true;
+        for rank in &link.ranks {
+            if let Err(e) = self.agent.notify(&rank.agent, message, None) {
+                log::debug!("agent \"{}\" could not be told: {e}", rank.agent);
+                all = false;
+            }
+        }
+        all
+    }
+
+    fn extend_estimates(&mut self, engine_id: &str, ids: &[&String], by: Duration, now: Instant) {
+        for id in ids {
+            let key = (engine_id.to_owned(), (*id).clone());
+            if let Some(deadline) = self.receives.estimates.get_mut(&key) {
+                // One that is over is not brought back.
+                if *deadline > now {
+                    *deadline = (*deadline).max(now + by);
+                }
+            }
+        }
+    }
+
+    /// Push: tells the producer where to write.
+    fn register(&mut self, id: &str, link: &Arc<Link>) -> Result<()> {
+        let Some(r) = self.receives.by_id.get(id) else {
+            return Ok(());
+        };
+        if r.is_empty() {
+            self.finish(id, Ok(()), &Record::default());
+            return Ok(());
+        }
+        let options = &self.shared.options;
+        let registration = submission::registration(options, &r.what)?;
+        let message = Notification::PushRegistration(Box::new(registration)).encode()?;
+        let parallel = self.cache.as_ref().map(|c| c.local.layout.parallel);
+        let my_tp = parallel.map_or(1, |p| p.tp_size);
+        let wanted = wire::push_done_count(my_tp, r.what.peer.tp_size, r.what.peer.pp_size);
+        let deadline = Instant::now() + options.registration_timeout;
+        // Before they are told: the answer may be quick.
+        self.set_stage(
+            id,
+            Stage::Written {
+                from: HashSet::new(),
+                wanted,
+                deadline,
+            },
+        );
+        let mut told = 0;
+        for rank in &link.ranks {
+            match self.agent.notify(&rank.agent, &message, None) {
+                Ok(()) => told += 1,
+                Err(e) => self.not_told(&rank.agent, &e),
+            }
+        }
+        if told == 0 {
+            self.peers
+                .lost(&key_for(Purpose::Notify, &r_engine(link)), Instant::now());
+            bail!(Status::PeerLost, "no rank of the producer could be told");
+        }
+        Ok(())
+    }
+
+    /// Push: a rank of the producer has written its part. Whether the request is one of ours.
+    pub(super) fn written(&mut self, from: &str, id: &str) -> bool {
+        let Some(r) = self.receives.by_id.get_mut(id) else {
+            return false;
+        };
+        let Stage::Written {
+            from: seen, wanted, ..
+        } = &mut r.stage
+        else {
+            return false;
+        };
+        let one_of_them = |l: &Arc<Link>| l.ranks.iter().any(|rank| rank.agent == from);
+        if !r.link.as_ref().is_some_and(one_of_them) {
+            if self.once.first(from, "not a producer") {
+                log::warn!(
+                    "agent \"{from}\" says that it wrote \"{id}\", which is not its request"
+                );
+            }
+            return true;
+        }
+        seen.insert(from.to_owned());
+        if seen.len() as u64 >= u64::from(*wanted) {
+            self.finish(id, Ok(()), &Record::default());
+        }
+        true
+    }
+
+    /// Gives up what has waited too long for a producer that writes, and forgets old estimates.
+    pub(super) fn give_up_receives(&mut self, now: Instant) {
+        let late =
+            |r: &Receiving| matches!(r.stage, Stage::Written { deadline, .. } if now >= deadline);
+        let late: Vec<String> = self
+            .receives
+            .by_id
+            .iter()
+            .filter(|(_, r)| late(r))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in late {
+            let why = "the producer has not written it in time";
+            self.fail(&id, Error::new(Status::Timeout, why));
+        }
+        let lease = self.shared.options.lease;
+        self.receives
+            .estimates
+            .retain(|_, deadline| *deadline + lease > now);
+    }
+}
+
+fn r_engine(link: &Link) -> String {
+    link.address.engine_id.clone()
+}
+
+fn key_for(purpose: Purpose, engine_id: &str) -> Key {
+    Key {
+        purpose,
+        engine_id: engine_id.to_owned(),
+    }
+}
+
+fn key_of(what: &Receive) -> Key {
+    key_for(Purpose::Transfer, &what.peer.engine_id)
+}
+
+fn record_of(r: &Receiving, result: &Result<()>, record: &Record) -> RequestRecord {
+    let now = monotonic_ns().saturating_sub(r.arrived_ns).max(1);
+    // The queue counts from when it got the request.
+    let queued = r.queued_ns.saturating_sub(r.arrived_ns);
+    let since = |ns: u64| if ns == 0 { 0 } else { queued + ns };
+    RequestRecord {
+        request_id: r.what.request_id.clone(),
+        kind: "receive",
+        engine_id: r.what.peer.engine_id.clone(),
+        status: result
+            .as_ref()
+            .map_or_else(|e| e.status().name(), |()| "ok"),
+        message: result
+            .as_ref()
+            .map_or_else(|e| e.message().to_owned(), |()| String::new()),
+        arrived_ns: r.arrived_ns,
+        queued_ns: queued,
+        planned_ns: since(record.planned_ns),
+        posted_ns: since(record.posted_ns),
+        finished_ns: now,
+        bytes: record.bytes,
+        descriptors: record.descriptors,
+    }
+}
