@@ -21,16 +21,21 @@ flock 9
 wanted=$(sha256sum <"$requirements")
 venv_works() { "$venv/bin/python" -c 'import pluggy, pytest_timeout' >/dev/null 2>&1; }
 
-if [ -e "$stamp" ] && venv_works && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
+if [ -e "$stamp" ] && venv_works; then
+    if [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
+else
+    # Absent, interrupted or broken: nothing in it can be trusted.
+    rm -rf "$venv"
+fi
 rm -f "$stamp"
 
 stage venv-vllm "vLLM, torch and NIXL into $venv; about 3 GB to download"
-python=$(find_python) || die "no Python that can make a venv (on Debian: apt-get install python3 python3-venv)"
-# vLLM 0.32's own range.
-"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' ||
-    die "vLLM needs Python 3.11 to 3.13, and $python is $("$python" --version): set KVF_PYTHON"
-if ! [ -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import pip' >/dev/null 2>&1; then
-    rm -rf "$venv"
+if [ ! -d "$venv" ]; then
+    python=$(find_python) ||
+        die "no Python that can make a venv (on Debian: apt-get install python3 python3-venv)"
+    # vLLM 0.32's own range.
+    "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' ||
+        die "vLLM needs Python 3.11 to 3.14, and $python is $("$python" --version): set KVF_PYTHON"
     "$python" -m venv "$venv"
 fi
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \

@@ -94,3 +94,13 @@ def test_nothing_is_kept(pair):
             lambda e=engine: e.metric("vllm:kv_cache_usage_perc") == 0,
             20,
         )
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_one_wrong_bit_is_noticed(pair, layer):
+    """The comparisons above would fail if one bit of one layer had changed on the way."""
+    text = prompt(500, next(_seeds))
+    params = pair.prefill_leg(text)
+    pair.prefill.flip(layer, params["remote_block_ids"][0][1])
+    damaged = pair.decode.complete(text, TOKENS, params=params)
+    assert damaged.tokens != pair.alone(text, TOKENS).tokens

@@ -16,6 +16,8 @@ import time
 from typing import Any
 
 HOST = "127.0.0.1"
+# A plugin of vLLM's that damages caches on command.
+HOOKS = pathlib.Path(__file__).parents[1] / "hooks"
 # Longest that an engine may take to start. It is a minute on an idle machine, most of it imports.
 START_LIMIT = float(os.environ.get("KVF_VLLM_START_LIMIT", 420))
 REQUEST_LIMIT = 120.0
@@ -93,6 +95,8 @@ class Engine:
         self.settings = settings
         self.port, self.side_channel = free_port(), free_port()
         self.log = logs / f"{settings.name}.log"
+        self.hooks = logs / f"{settings.name}.hooks"
+        self.hooks.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
 
     # --- its life ---
@@ -157,6 +161,40 @@ class Engine:
         """The end of the log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
+
+    # --- disturbing it ---
+
+    def flip(self, layer: int, block: int) -> None:
+        """Changes one bit of a block in this engine's KV cache."""
+        draft = self.hooks / "draft"
+        draft.write_text(f"{layer} {block}")
+        command = draft.rename(self.hooks / "flip")
+        wait_for("bit flipped", lambda: not command.exists(), 30)
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers, which move the bytes."""
+        assert self._process is not None
+        found = []
+        for entry in pathlib.Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                title = (entry / "cmdline").read_bytes()
+                group = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[2])
+            except OSError:
+                continue  # it ended
+            if group == self._process.pid and b"VLLM::Worker" in title:
+                found.append(int(entry.name))
+        return found
+
+    def freeze(self) -> None:
+        """Stops the workers; handshakes are still answered, by the engine core."""
+        for pid in self.workers():
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for pid in self.workers():
+            os.kill(pid, signal.SIGCONT)
 
     # --- asking it ---
 
@@ -277,6 +315,8 @@ class Engine:
             "DO_NOT_TRACK": "1",
             "VLLM_SSM_CONV_STATE_LAYOUT": "DS",
             "PYTHONUNBUFFERED": "1",
+            "KVF_TEST_HOOKS": str(self.hooks),
+            "PYTHONPATH": os.pathsep.join([str(HOOKS), os.environ.get("PYTHONPATH", "")]),
         }
         if self.settings.tp > 1:
             cores = sorted(os.sched_getaffinity(0))

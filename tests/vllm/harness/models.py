@@ -119,7 +119,7 @@ _ATTENTION_SCALE = 0.12
 # attention adds: with a large one every token would repeat itself. Qwen3-Next norms queries and keys
 # and gates what attention adds, so that values have to be larger to be seen.
 _SCALES_OF = {
-    "window": {"embed_tokens": 0.02},
+    "window": {"embed_tokens": 0.004},
     "hybrid": {"v_proj": 0.5, "o_proj": 0.5},
 }
 
@@ -181,7 +181,9 @@ def _tensor(kind: str, name: str, shape: tuple[int, ...], random: np.random.Gene
     if "norm" in name:
         # Gemma and Qwen3-Next store a norm's weight less one.
         stored_less_one = kind in ("window", "hybrid") and "linear_attn" not in name
-        return np.full(shape, 0.0 if stored_less_one else 1.0, np.float32)
+        # Larger queries and keys look at fewer places, which makes for more varied tokens.
+        value = 1.7 if kind == "window" and ("q_norm" in name or "k_norm" in name) else 1.0
+        return np.full(shape, value - stored_less_one, np.float32)
     if name.endswith("A_log"):
         return np.log(np.linspace(0.5, 2.0, shape[0], dtype=np.float32))
     word = name.removesuffix(".weight").rsplit(".", 1)[-1]
