@@ -36,6 +36,8 @@ FILES = [
     f"{UNIT}/test_nixl_simple_cpu_offload.py",
     f"{UNIT}/test_nixl_connector.py::test_basic_interface",
     f"{UNIT}/test_nixl_connector.py::test_prompt_less_than_block_size",
+    f"{UNIT}/test_nixl_connector.py::test_abort_immediately_remote_prefill_enqueues_empty_recv",
+    f"{UNIT}/test_nixl_connector.py::test_prefill_exports_cached_tokens_in_kv_transfer_params",
     "tests/v1/worker/test_gpu_kv_connector.py",
     "tests/v1/engine/test_kv_transfer_rejection.py",
 ]
