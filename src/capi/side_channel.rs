@@ -13,7 +13,7 @@ use super::logging;
 use super::output::{self, kvf_buffer};
 use super::status::kvf_status;
 use crate::error::Result;
-use crate::side_channel::{self, ListenOptions, RequestOptions, SideChannel};
+use crate::side_channel::{self, ListenOptions, Rank, RequestOptions, SideChannel};
 
 /// A listener that gives metadata to whoever asks. All zero is the null handle.
 #[repr(C)]
@@ -188,9 +188,10 @@ pub unsafe extern "C" fn kvf_side_channel_request(
         let options = RequestOptions {
             timeout: nonzero(timeout_ms).map_or(defaults.timeout, Duration::from_millis),
             max_message: nonzero(max_bytes).map_or(defaults.max_message, size),
+            rank: Rank::default(),
         };
-        let bytes = side_channel::request(kind.unwrap_or(DEFAULT_KIND), host, port, &options)?;
-        metadata.write(output::buffer(bytes));
+        let answer = side_channel::request(kind.unwrap_or(DEFAULT_KIND), host, port, &options)?;
+        metadata.write(output::buffer(answer.metadata));
         Ok(())
     })
 }
