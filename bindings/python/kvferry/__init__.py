@@ -7,7 +7,8 @@
 
 :class:`Agent` is one rank's endpoint, over NIXL (``"nixl"``) or shared memory on one host
 (``"local"``); :class:`Layout` describes a rank's KV cache, :class:`Plan` says which bytes of which
-rank go where, and :class:`Queue` moves them in the background; :class:`SideChannel` and
+rank go where, and :class:`Queue` moves them in the background; :class:`Scheduler` is the half of a
+connector that keeps an engine's books of what is fetched and kept for whom; :class:`SideChannel` and
 :func:`request_metadata` carry metadata between processes; :mod:`kvferry.nixl` has the Python API of
 NIXL itself. Everything here calls ``libkvferry`` through ctypes; see ``kvferry._library`` for where
 that is looked for.
@@ -55,6 +56,16 @@ from .plan import (
     RunStats,
 )
 from .queue import Completion, Queue, QueueStats
+from .scheduler import (
+    Finish,
+    Finished,
+    Keep,
+    Mode,
+    RequestBlocks,
+    Scheduler,
+    SchedulerStats,
+    TransferGroup,
+)
 from .side_channel import Address, SideChannel, request_metadata
 from .transfer import Cost, DescList, Op, State, Telemetry, Transfer, states
 
@@ -73,11 +84,14 @@ __all__ = [
     "Direction",
     "Error",
     "Expansion",
+    "Finish",
+    "Finished",
     "Group",
     "GroupBlocks",
     "GroupGeometry",
     "GroupKind",
     "GroupSide",
+    "Keep",
     "KvPlacement",
     "Lane",
     "LaneInner",
@@ -85,6 +99,7 @@ __all__ = [
     "LatentLayers",
     "Layout",
     "MemKind",
+    "Mode",
     "Notification",
     "Op",
     "PageOrder",
@@ -98,8 +113,11 @@ __all__ = [
     "QueueStats",
     "Range",
     "Region",
+    "RequestBlocks",
     "Role",
     "RunStats",
+    "Scheduler",
+    "SchedulerStats",
     "SideChannel",
     "State",
     "StateLayers",
@@ -107,6 +125,7 @@ __all__ = [
     "SyncMode",
     "Telemetry",
     "Transfer",
+    "TransferGroup",
     "errors",
     "range_of",
     "request_metadata",

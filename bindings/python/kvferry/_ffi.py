@@ -100,6 +100,16 @@ CONSTANTS: dict[str, int] = {
     "KVF_PEER_TRANSFER": 1,
     "KVF_PEER_NOTIFY_ONLY": 2,
     "KVF_COMPLETION_TEXT": 256,
+    "KVF_MODE_PULL": 0,
+    "KVF_MODE_PUSH": 1,
+    "KVF_FINISH_LENGTH": 0,
+    "KVF_FINISH_STOP": 1,
+    "KVF_FINISH_ABORT": 2,
+    "KVF_FINISH_ERROR": 3,
+    "KVF_KEEP_NO": 0,
+    "KVF_KEEP_UNTIL_SENT": 1,
+    "KVF_KEEP_UNTIL_RECEIVED": 2,
+    "KVF_ADD_NO_PREFIX_CACHE": 1,
     "KVF_POLICY_DEFAULT": 0,
     "KVF_POLICY_LRU": 1,
     "KVF_POLICY_WINDOWED": 2,
@@ -726,6 +736,70 @@ class kvf_block_pool_stats(Structure):
     ]
 
 
+class kvf_transfer_group(Structure):
+    _fields_ = [
+        ("kind", c_uint32),
+        ("tokens_per_block", c_uint32),
+        ("window", c_uint32),
+        ("scratch_blocks", c_uint32),
+    ]
+
+
+class kvf_scheduler_options(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("mode", c_uint32),
+        ("engine_id", c_char_p),
+        ("host", c_char_p),
+        ("groups", POINTER(kvf_transfer_group)),
+        ("groups_len", c_size_t),
+        ("tp_size", c_uint32),
+        ("pp_size", c_uint32),
+        ("dcp_size", c_uint32),
+        ("backoff_tokens", c_uint32),
+        ("lease_ms", c_uint64),
+        ("heartbeat_ms", c_uint64),
+        ("pin_ms", c_uint64),
+        ("registration_timeout_ms", c_uint64),
+        ("recompute_threshold", c_uint64),
+        ("port", c_uint16),
+        ("bidirectional", c_uint8),
+        ("clip", c_uint8),
+        ("state_registrations", c_uint8),
+        ("reserved", c_uint8 * 3),
+    ]
+
+
+class kvf_request_blocks(Structure):
+    _fields_ = [
+        ("ids", c_void_p),
+        ("len", c_size_t),
+        ("first", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class kvf_rank_payload(Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("len", c_size_t),
+        ("pp_rank", c_uint32),
+        ("tp_rank", c_uint32),
+    ]
+
+
+class kvf_scheduler_stats(Structure):
+    _fields_ = [
+        ("requests", c_uint64),
+        ("receiving", c_uint64),
+        ("holds", c_uint64),
+        ("leases", c_uint64),
+        ("heartbeats", c_uint64),
+        ("peers", c_uint64),
+        ("reserved", c_uint64 * 2),
+    ]
+
+
 class kvf_cached_blocks(Structure):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -803,6 +877,7 @@ HANDLES = (
     "kvf_layout",
     "kvf_plan",
     "kvf_queue",
+    "kvf_scheduler",
     "kvf_block_pool",
 )
 
@@ -964,6 +1039,31 @@ FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
         (c_char_p, c_char_p, c_uint16, c_uint64, c_uint64, POINTER(kvf_buffer)),
     ),
     "kvf_nixl_probe": (c_int32, (c_char_p, POINTER(kvf_buffer))),
+    "kvf_scheduler_create": (c_int32, (POINTER(kvf_scheduler_options), POINTER(_HANDLE))),
+    "kvf_scheduler_add": (
+        c_int32,
+        (_HANDLE, c_char_p, _BYTES, c_size_t, c_uint64, c_uint32, POINTER(c_uint64)),
+    ),
+    "kvf_scheduler_match": (c_int32, (_HANDLE, c_char_p, c_uint64, c_uint64, POINTER(c_uint64))),
+    "kvf_scheduler_allocated": (
+        c_int32,
+        (_HANDLE, c_char_p, _ARRAY, c_size_t, c_uint64, POINTER(c_uint8)),
+    ),
+    "kvf_scheduler_build_step": (c_int32, (_HANDLE, POINTER(kvf_buffer))),
+    "kvf_scheduler_received": (c_int32, (_HANDLE, POINTER(c_char_p), c_size_t)),
+    "kvf_scheduler_sent": (c_int32, (_HANDLE, POINTER(c_char_p), c_size_t)),
+    "kvf_scheduler_finished": (
+        c_int32,
+        (
+            _HANDLE, c_char_p, c_uint32, _ARRAY, c_size_t, c_uint64, POINTER(c_uint32),
+            POINTER(kvf_buffer),
+        ),
+    ),
+    "kvf_scheduler_serve": (c_int32, (_HANDLE, POINTER(kvf_rank_payload), c_size_t)),
+    "kvf_scheduler_address": (c_int32, (_HANDLE, POINTER(kvf_buffer), POINTER(c_uint16))),
+    "kvf_scheduler_has_pending": (c_int32, (_HANDLE, POINTER(c_uint8))),
+    "kvf_scheduler_stats_get": (c_int32, (_HANDLE, POINTER(kvf_scheduler_stats))),
+    "kvf_scheduler_destroy": (c_int32, (_HANDLE,)),
     "kvf_block_pool_create": (c_int32, (POINTER(kvf_block_pool_options), POINTER(_HANDLE))),
     "kvf_block_pool_destroy": (c_int32, (_HANDLE,)),
     "kvf_block_pool_allocate": (c_int32, (_HANDLE, _ARRAY, c_size_t)),

@@ -26,6 +26,9 @@ impl State {
             let id = first.remove();
             if let Some(request) = self.requests.get_mut(&id) {
                 request.deadline = None;
+                if let Some(load) = &mut request.load {
+                    load.stopped = true;
+                }
             }
             log::warn!(
                 "request {id}: no producer has written its blocks within {:?}",

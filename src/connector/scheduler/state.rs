@@ -50,15 +50,17 @@ pub(super) struct Request {
     /// The step in which it was last said to be in a batch.
     batched: Option<u64>,
     /// The transfer that the engine waits for.
-    load: Option<Load>,
+    pub(super) load: Option<Load>,
     pub(super) deadline: Option<Deadline>,
 }
 
-/// Where the staged transfer is: in which step, and there at which index.
+/// The transfer that the engine waits for: in which step it stands, and there at which index.
 #[derive(Clone, Copy, Debug)]
-struct Load {
+pub(super) struct Load {
     step: u64,
     index: usize,
+    /// The workers have been told to stop it.
+    pub(super) stopped: bool,
 }
 
 /// The parameters of a request that has some. What cannot be read is logged and makes it a local one, so
@@ -243,6 +245,7 @@ impl State {
             request.load = Some(Load {
                 step: self.step_number,
                 index: list.len(),
+                stopped: false,
             });
         } else {
             self.heartbeats.stop(id);
@@ -355,7 +358,8 @@ impl State {
                 receive.local.clear();
                 receive.local_first.clear();
             }
-            _ => self.step.cancel.push(id.to_owned()),
+            _ if !load.stopped => self.step.cancel.push(id.to_owned()),
+            _ => {}
         }
         true
     }

@@ -1,0 +1,9 @@
+//! The scheduler half of the connector: what it says for what happens.
+
+mod heartbeats;
+mod params;
+mod property;
+mod pull;
+mod push;
+mod support;
+mod turns;
