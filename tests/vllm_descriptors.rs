@@ -7,7 +7,11 @@
 
 use kvferry::layout::*;
 use kvferry::plan::*;
+use moves::{Move, normal, of_ranges};
 use serde_json::Value;
+
+#[path = "vllm/moves.rs"]
+mod moves;
 
 /// Region `r` of every rank begins here; pages of a rank's region are far below its length.
 const REGION: u64 = 1 << 32;
@@ -107,28 +111,6 @@ fn layout(case: &Value, shape: &Value, side: &Value, rank: u32) -> Layout {
     b.finish().unwrap()
 }
 
-/// (prefill rank, local address, remote address, bytes)
-type Move = [u64; 4];
-
-/// Sorted, and those joined that continue each other on both sides: equal for equal sets of bytes.
-fn normal(mut moves: Vec<Move>) -> Vec<Move> {
-    moves.sort_unstable();
-    let mut out: Vec<Move> = Vec::new();
-    for m in moves {
-        if let Some(last) = out.last_mut() {
-            let [rank, local, remote, len] = *last;
-            if rank == m[0] && local + len == m[1] && remote + len == m[2] {
-                last[3] += m[3];
-                continue;
-            }
-            // A byte that is written twice would make the comparison meaningless.
-            assert!(rank != m[0] || local + len <= m[1], "{last:?} and {m:?}");
-        }
-        out.push(m);
-    }
-    out
-}
-
 fn recorded(moves: &Value) -> Vec<Move> {
     let one = |m: &Value| {
         let m = m.as_array().unwrap();
@@ -160,13 +142,7 @@ fn planned(plan: &Plan, request: &Value) -> Vec<Move> {
         tokens: Some(number(request, "tokens")),
     });
     let ranges = runs.unwrap().expand().unwrap();
-    let rank = |r: &Range| u64::from(plan.peers()[r.peer as usize].tp_rank);
-    normal(
-        ranges
-            .iter()
-            .map(|r| [rank(r), r.local, r.remote, r.len])
-            .collect(),
-    )
+    of_ranges(plan, &ranges)
 }
 
 #[test]

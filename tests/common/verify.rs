@@ -130,6 +130,20 @@ pub fn check(
     told: Told,
     options: PlanOptions,
 ) -> Result<RunStats, String> {
+    check_with(model, p_style, d_style, lists, told, options, |_, _, _| Ok(()))
+}
+
+/// The same with layouts that come from elsewhere: `describe` replaces those of the producer and of the
+/// consumer.
+pub fn check_with(
+    model: &[GroupModel],
+    p_style: &EngineStyle,
+    d_style: &EngineStyle,
+    lists: &[Lists],
+    told: Told,
+    options: PlanOptions,
+    describe: impl Fn(Direction, &mut Engine, &mut Engine) -> Result<(), String>,
+) -> Result<RunStats, String> {
     let mut p = Engine::new(model, p_style, 1000);
     for (g, list) in lists.iter().enumerate() {
         p.fill(g, &list.p, list.p_first);
@@ -139,6 +153,7 @@ pub fn check(
     let mut total = RunStats::default();
     for direction in [Direction::Pull, Direction::Push] {
         let mut d = Engine::new(model, d_style, 2000);
+        describe(direction, &mut p, &mut d)?;
         let (want, bytes) = expected(&p, &d, lists);
         let options = PlanOptions {
             direction,

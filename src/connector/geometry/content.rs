@@ -92,6 +92,19 @@ impl Attention {
         })
     }
 
+    /// Bytes from its first to the end of its last cell in a block of such a rank, if it is the only
+    /// layer there.
+    pub fn extent(&self, rows: u64, heads: u64) -> u64 {
+        heads * rows * self.cells.cell
+    }
+
+    /// Whether the region is told to be of shorter blocks than the layer has: layers of different pages
+    /// lie over each other, and one length is told for all of them.
+    pub fn is_cut_short(&self) -> bool {
+        let c = &self.cells;
+        self.offset + self.extent(c.rows, 1) > self.len
+    }
+
     /// How many layers share a head of a block, if nothing else is in the region's blocks.
     fn layers_in_slab(&self, mine: PhysicalOrder) -> Option<u64> {
         let c = &self.cells;

@@ -178,7 +178,12 @@ impl Model {
             }
             (at.offset, at.row_stride) = (offset, content.cells.cell);
         }
+        let extent = at.offset + content.extent(rows, count.into());
         for (i, &region) in home.iter().enumerate() {
+            if content.is_cut_short() {
+                let page = &mut out.regions[region].page_len;
+                *page = extent.max(*page);
+            }
             let len = target.regions[region].page_len;
             let fits = len == at.len || target.loose || target.packed[number].is_some();
             if !fits {
@@ -242,7 +247,10 @@ fn by_block(region: &Region, blocks_per_logical: u32) -> Region {
     let ppl = u64::from(blocks_per_logical.max(1));
     Region {
         page_stride: region.page_stride.saturating_mul(ppl),
-        page_len: region.page_len.saturating_mul(ppl),
+        page_len: region
+            .page_stride
+            .saturating_mul(ppl - 1)
+            .saturating_add(region.page_len),
         page_count: region.page_count / ppl,
         ..*region
     }

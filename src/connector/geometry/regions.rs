@@ -57,6 +57,7 @@ struct Rules {
     /// Push from a pipeline stage: layers that share an address stay apart.
     keep_apart: bool,
     block_outermost: bool,
+    by_head: bool,
     /// All tensors are views of one allocation with one block stride.
     packed: bool,
 }
@@ -205,6 +206,7 @@ fn rules(
         tell_layers,
         keep_apart,
         block_outermost,
+        by_head: order.is_by_head(),
         packed: one(|l| l.tensor.storage.addr) && one(|l| l.view.stride),
     })
 }
@@ -265,11 +267,13 @@ fn cut(cache: &KvCache, rules: &Rules, layer: &Layer, storage: MemDesc) -> Resul
         let ppl = u64::from(cache.blocks_per_logical);
         return one((t.address, v.page / ppl, v.stride / ppl));
     }
-    if v.stride == 0 || v.stride < v.page {
+    // Of a layer whose heads lie apart, a block has one head.
+    let needed = if rules.by_head { v.page / v.heads() } else { v.page };
+    if v.stride == 0 || v.stride < needed {
         bail!(
             Status::InvalidArgument,
             "blocks of {} bytes {} bytes apart",
-            v.page,
+            needed,
             v.stride
         );
     }

@@ -50,6 +50,13 @@ pub(super) struct Heads {
     pub count: u32,
 }
 
+impl View {
+    /// Heads in a block; one if there are none.
+    pub fn heads(&self) -> u64 {
+        self.cells.map_or(1, |c| c.head_count())
+    }
+}
+
 impl Cells {
     /// Heads in a block; one for a latent.
     pub fn head_count(&self) -> u64 {

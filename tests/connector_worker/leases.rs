@@ -1,0 +1,1 @@
+//! How long blocks are kept, and that none are taken for good that were kept too short.

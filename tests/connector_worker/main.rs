@@ -1,0 +1,11 @@
+//! The connector's worker half: engines that hand requests over, judged by content, and by what is left
+//! when it is over.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../nixl_support/mod.rs"]
+mod nixl_support;
+
+mod leases;
+mod receives;
+mod support;
