@@ -1,4 +1,4 @@
-"""vLLM's KV connector over kvferry: prefill and decode engines hand requests to each other.
+"""vLLM on kvferry: its KV connector, by which prefill and decode engines hand requests to each other.
 
     vllm serve MODEL --kv-transfer-config '{"kv_connector": "KvFerryConnector",
         "kv_connector_module_path": "kvferry.vllm", "kv_role": "kv_producer"}'
@@ -10,13 +10,16 @@ only carries data between vLLM and the library; docs/vllm.md is for operators.
 
 from __future__ import annotations
 
-from .connector import (
-    KvFerryConnector,
-    KvFerryPushConnector,
-    NixlConnector,
-    NixlPullConnector,
-    NixlPushConnector,
-)
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .connector import (
+        KvFerryConnector,
+        KvFerryPushConnector,
+        NixlConnector,
+        NixlPullConnector,
+        NixlPushConnector,
+    )
 
 __all__ = [
     "KvFerryConnector",
@@ -25,3 +28,12 @@ __all__ = [
     "NixlPullConnector",
     "NixlPushConnector",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The classes, when they are asked for: the plugin is loaded before vLLM itself is whole."""
+    if name in __all__:
+        from . import connector
+
+        return getattr(connector, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,8 +13,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorTransferResults,
     SupportsHMA,
 )
+from vllm.logger import init_logger
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
+from ..log import set_log_callback
 from .config import Settings, check
 from .stats import NixlKVConnectorStats, NixlPromMetrics
 
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
 
     from .scheduler import SchedulerSide
     from .worker import WorkerSide
+
+
+logger = init_logger("vllm.kvferry")
+
+
+def _log(level: int, target: str, message: str) -> None:
+    logger.log(level, "%s: %s", target, message)
 
 
 @dataclasses.dataclass
@@ -59,6 +68,7 @@ class KvFerryConnector(KVConnectorBase_V1, SupportsHMA):
     ):
         super().__init__(vllm_config, role, kv_cache_config)
         check(vllm_config, kv_cache_config, self.PUSH)
+        set_log_callback(_log)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         settings = Settings.of(vllm_config)

@@ -9,6 +9,11 @@ STOCK_NAMES = ("NixlConnector", "NixlPullConnector", "NixlPushConnector")
 
 
 def register() -> None:
+    """Puts into vLLM what the environment asks for; may be called any number of times."""
+    register_connectors()
+
+
+def register_connectors() -> None:
     """Makes ``KvFerryConnector`` known by name; with ``KVFERRY_REPLACE_NIXL=1`` it also takes the place
     of the stock connector, so that existing configurations run on kvferry unchanged."""
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
@@ -17,6 +22,5 @@ def register() -> None:
     if os.environ.get("KVFERRY_REPLACE_NIXL") == "1":
         ours += STOCK_NAMES
     for name in ours:
-        # vLLM may load plugins more than once in a process.
         KVConnectorFactory._registry.pop(name, None)
         KVConnectorFactory.register_connector(name, "kvferry.vllm", name)

@@ -14,7 +14,8 @@ from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 
 from ..agent import Agent
-from ..worker import Mode, Worker
+from ..scheduler import Mode
+from ..worker import Worker
 from .cache import attention_backend, describe
 from .config import Settings
 from .stats import NixlKVConnectorStats, from_library
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = init_logger("vllm.kvferry")
+
+#: Seconds that transfers under way may go on for when the engine ends.
+DRAIN = 1.0
 
 
 class WorkerSide:
@@ -45,6 +49,7 @@ class WorkerSide:
         )
         self._library: Worker | None = None
         self._failed_blocks: set[int] = set()
+        self._has_stats = False
 
     def register(self, tensors: dict[str, torch.Tensor]) -> None:
         parallel = self._config.parallel_config
@@ -64,7 +69,9 @@ class WorkerSide:
             ),
             enforce_compat=settings.enforce_compatibility,
             lease=settings.lease,
-            engine_ttl=settings.engine_ttl,
+            host=settings.host,
+            port=settings.port,
+            engine_ttl=settings.engine_ttl if settings.engine_ttl > 0 else None,
             registration_timeout=settings.registration_timeout,
         )
         self._library.register_kv(describe(self._config, self._cache, tensors))
@@ -81,6 +88,7 @@ class WorkerSide:
             return KVConnectorTransferResults()
         results = self._library.poll()
         self._failed_blocks.update(results.failed_blocks)
+        self._has_stats = results.has_stats
         return KVConnectorTransferResults(
             finished_sending=set(results.sent),
             finished_recving=set(results.received),
@@ -93,13 +101,18 @@ class WorkerSide:
         return failed if len(self._cache.kv_cache_groups) == 1 else set()
 
     def stats(self) -> NixlKVConnectorStats | None:
-        return None if self._library is None else from_library(self._library.take_stats())
+        if self._library is None or not self._has_stats:
+            return None
+        self._has_stats = False
+        return from_library(self._library.take_stats())
 
     def close(self) -> None:
         library, self._library = self._library, None
-        if library is not None:
-            library.close()
-        self._agent.close()
+        try:
+            if library is not None:
+                library.close(DRAIN)
+        finally:
+            self._agent.close()
 
 
 def _backends(settings: Settings) -> dict:
