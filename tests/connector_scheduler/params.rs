@@ -77,7 +77,11 @@ fn errors_name_the_key() {
         assert!(e.message().contains(part), "{json}: {e}");
     }
     let deep = format!("{{\"a\": {}1{}}}", "[".repeat(1000), "]".repeat(1000));
-    assert_eq!(read(&deep), Params::default(), "what is not known is passed over, however deep");
+    assert_eq!(
+        read(&deep),
+        Params::default(),
+        "what is not known is passed over, however deep"
+    );
     let text = format!(r#"{{"remote_host": "{}"}}"#, "h".repeat(1025));
     let e = Params::from_json(text.as_bytes()).unwrap_err();
     assert!(
