@@ -2691,9 +2691,6 @@ typedef struct kvf_kv_cache {
 
 /* ==== Connector: the half in each rank ======================================================== */
 
-/** `engine_ttl_ms`: peers are never forgotten for being idle. */
-#define KVF_NEVER UINT64_MAX
-
 /**
  * How a worker half works. Start from `kvf_worker_options_default()` and set `agent` and
  * `engine_id`; zero is the default of every other field. The defaults are those of vLLM.
@@ -2738,7 +2735,7 @@ typedef struct kvf_worker_options {
   uint64_t lease_ms;
   /** How long one question of a handshake may take; 0 is 5,000. */
   uint64_t handshake_timeout_ms;
-  /** Peers that nobody has wanted for so long are forgotten; 0 is 3,600,000, `KVF_NEVER` never. */
+  /** Peers that nobody has wanted for so long are forgotten; 0 is 3,600,000, `UINT64_MAX` never. */
   uint64_t engine_ttl_ms;
   /** Push: how long a consumer waits for its producer; 0 is 480,000. */
   uint64_t registration_timeout_ms;

@@ -30,9 +30,6 @@ pub struct kvf_worker {
     pub id: u64,
 }
 
-/// `engine_ttl_ms`: peers are never forgotten for being idle.
-pub const KVF_NEVER: u64 = u64::MAX;
-
 /// How a worker half works. Start from `kvf_worker_options_default()` and set `agent` and
 /// `engine_id`; zero is the default of every other field. The defaults are those of vLLM.
 #[repr(C)]
@@ -71,7 +68,7 @@ pub struct kvf_worker_options {
     pub lease_ms: u64,
     /// How long one question of a handshake may take; 0 is 5,000.
     pub handshake_timeout_ms: u64,
-    /// Peers that nobody has wanted for so long are forgotten; 0 is 3,600,000, `KVF_NEVER` never.
+    /// Peers that nobody has wanted for so long are forgotten; 0 is 3,600,000, `UINT64_MAX` never.
     pub engine_ttl_ms: u64,
     /// Push: how long a consumer waits for its producer; 0 is 480,000.
     pub registration_timeout_ms: u64,
@@ -391,7 +388,7 @@ unsafe fn worker_options(ptr: *const kvf_worker_options) -> Result<(kvf_agent, W
         lease: ms(o.lease_ms, default.lease),
         handshake_timeout: ms(o.handshake_timeout_ms, default.handshake_timeout),
         engine_ttl: match o.engine_ttl_ms {
-            KVF_NEVER => None,
+            u64::MAX => None,
             0 => default.engine_ttl,
             n => Some(Duration::from_millis(n)),
         },
