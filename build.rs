@@ -8,7 +8,7 @@ use std::{env, fs};
 const ABI_VERSION: u32 = 0;
 
 /// The sections of the header in reading order: a file of src/capi each, and its heading.
-const SECTIONS: [(&str, &str); 16] = [
+const SECTIONS: [(&str, &str); 17] = [
     ("status", "Status and errors"),
     ("library", "The library"),
     ("logging", "Logging"),
@@ -22,6 +22,7 @@ const SECTIONS: [(&str, &str); 16] = [
     ("side_channel", "Side channel"),
     ("scheduler", "Connector: the half in the scheduler"),
     ("kv_cache", "Connector: the KV cache"),
+    ("worker", "Connector: the half in each rank"),
     ("block_pool", "Block pool"),
     ("block_cache", "Block pool: cached prefixes and events"),
     ("doctor", "What there is to work with"),

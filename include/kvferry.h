@@ -2689,6 +2689,230 @@ typedef struct kvf_kv_cache {
   uint8_t reserved[6];
 } kvf_kv_cache;
 
+/* ==== Connector: the half in each rank ======================================================== */
+
+/**
+ * How a worker half works. Start from `kvf_worker_options_default()` and set `agent` and
+ * `engine_id`; zero is the default of every other field. The defaults are those of vLLM.
+ */
+typedef struct kvf_worker_options {
+  /** `sizeof(kvf_worker_options)`. */
+  uint32_t struct_size;
+  /** A KVF_MODE_... value. */
+  uint32_t mode;
+  /** The rank's agent. The worker takes all its messages, and registers memory with it. */
+  kvf_agent agent;
+  /** The engine's id, the same on all its ranks and in its scheduler half. */
+  const char *engine_id;
+  /**
+   * 64 lowercase hexadecimal digits by which two engines tell that they are of a kind. NULL: made
+   * of what the KV cache says about the model, for engines that are not vLLM.
+   */
+  const char *compat_hash;
+  /** Push: host or address of this engine's side channel, for producers to find it. */
+  const char *host;
+  /** Of the transfers; may be NULL. */
+  const kvf_queue_options *queue;
+  /** Transfer rank in its pipeline stage. */
+  uint32_t tp_rank;
+  /**
+   * Transfer ranks: the larger of the tensor-parallel and the decode-context-parallel size. 0 is
+   * 1.
+   */
+  uint32_t tp_size;
+  /** Pipeline stage. */
+  uint32_t pp_rank;
+  /** Pipeline stages. 0 is 1. */
+  uint32_t pp_size;
+  /** Decode-context-parallel size. 0 is 1. */
+  uint32_t dcp_size;
+  /** Tokens that go to one rank before the next rank's turn; 0 is a block. */
+  uint32_t dcp_interleave;
+  /**
+   * How long producers keep a request; 0 is 30,000. Both sides of a transfer should have the
+   * same.
+   */
+  uint64_t lease_ms;
+  /** How long one question of a handshake may take; 0 is 5,000. */
+  uint64_t handshake_timeout_ms;
+  /** Peers that nobody has wanted for so long are forgotten; 0 is 3,600,000, `UINT64_MAX` never. */
+  uint64_t engine_ttl_ms;
+  /** Push: how long a consumer waits for its producer; 0 is 480,000. */
+  uint64_t registration_timeout_ms;
+  /** How long one transfer may take; 0 is 480,000. */
+  uint64_t transfer_timeout_ms;
+  /** Push: port of this engine's side channel. */
+  uint16_t port;
+  /** 1: peers with another compatibility hash are not refused for that. */
+  uint8_t ignore_compat;
+  /** Zero. */
+  uint8_t reserved[5];
+} kvf_worker_options;
+
+/** The worker half of a connector. All zero is the null handle. */
+typedef struct kvf_worker {
+  /** Opaque. Zero is null. */
+  uint64_t id;
+} kvf_worker;
+
+/**
+ * What has become of requests. Free with `kvf_worker_results_free()`. Each request is reported
+ * once.
+ */
+typedef struct kvf_worker_results {
+  /** Requests whose kept blocks are free: all readers are through, or the lease has ended. */
+  const char *const *sent;
+  /** Their number. */
+  size_t sent_len;
+  /** Requests whose receive is over, well or not. Their blocks are the engine's again. */
+  const char *const *received;
+  /** Their number. */
+  size_t received_len;
+  /** Those of `received` that failed: nothing in their blocks may be used. */
+  const char *const *failed;
+  /** Their number. */
+  size_t failed_len;
+  /**
+   * Local block ids of failed requests, if the model has one group, in which an id says which
+   * block is meant.
+   */
+  const uint32_t *failed_blocks;
+  /** Their number. */
+  size_t failed_blocks_len;
+  /** What all of this points to; NULL if there is nothing. Leave it alone. */
+  void *storage;
+  /** 1 if `kvf_worker_take_stats()` has something to give. */
+  uint8_t has_stats;
+  /** Zero. */
+  uint8_t reserved[7];
+} kvf_worker_results;
+
+/**
+ * How much there is of everything, as the worker's thread last saw it. All but `peers` are 0 when
+ * nothing is under way.
+ */
+typedef struct kvf_worker_state {
+  /** Receives that are not over. */
+  uint64_t receives;
+  /** Requests that are kept. */
+  uint64_t holds;
+  /** Requests that wait to be written, or are being written. */
+  uint64_t pushes;
+  /** Peer engines that are known. */
+  uint64_t peers;
+  /** Handshakes under way. */
+  uint64_t handshakes;
+  /** Zero. */
+  uint64_t reserved[3];
+} kvf_worker_state;
+
+/**
+ * Creates the worker half of a connector: one for each rank. It has a thread of its own, and one
+ * more for its transfers; neither does anything while there is nothing to do.
+ *
+ * @param worker  Receives the handle; end it with `kvf_worker_destroy()`, before its agent.
+ * @return `KVF_ERR_NOT_SUPPORTED` for a combination that is not offered; the message has the way
+ *         out. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_create(const kvf_worker_options *options,
+                             kvf_worker *worker);
+
+/**
+ * Ends a worker. Transfers are carried out for up to `drain_ms`, then cancelled and waited for, for
+ * as long again but at least 100 ms. All leases end, peers are forgotten, memory is deregistered.
+ *
+ * @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must not
+ *         be used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
+ */
+kvf_status kvf_worker_destroy(kvf_worker worker,
+                              uint64_t drain_ms);
+
+/**
+ * Registers the rank's KV cache: works out its regions and registers their memory with the agent.
+ * Once, before anything else.
+ *
+ * @return `KVF_ERR_INVALID_ARGUMENT`, naming the layer and the field, for tensors that cannot be
+ *         what they are said to be; `KVF_ERR_NOT_SUPPORTED` for arrangements that are not known.
+ *         Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_register_kv(kvf_worker worker,
+                                  const kvf_kv_cache *cache);
+
+/**
+ * What this rank answers to handshakes; for `kvf_scheduler_serve()`, or a side channel of kind
+ * "zmq".
+ *
+ * @param payload  Receives the bytes; free with `kvf_buffer_free()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_payload(kvf_worker worker,
+                              kvf_buffer *payload);
+
+/**
+ * Takes the bytes of an engine step, as `kvf_scheduler_build_step()` made them, and returns at
+ * once. What is wrong with a request shows in the results.
+ *
+ * @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are no step. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_step(kvf_worker worker,
+                           const uint8_t *step,
+                           size_t len);
+
+/**
+ * What has become of requests since the last call. Never blocks; allocates nothing if there is
+ * nothing.
+ *
+ * @param results  Receives them; free with `kvf_worker_results_free()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_poll(kvf_worker worker,
+                           kvf_worker_results *results);
+
+/**
+ * Frees results and zeroes the struct. NULL, and a struct that is all zero, are ignored, so freeing
+ * twice is harmless. Any thread, but one at a time for the same struct.
+ */
+void kvf_worker_results_free(kvf_worker_results *results);
+
+/**
+ * Blocks until there is something to poll, or the time is over: for engines that have nothing else
+ * to do.
+ *
+ * @param ready  Receives 1 if there is something, 0 if not. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_wait(kvf_worker worker,
+                           uint64_t timeout_ms,
+                           uint8_t *ready);
+
+/**
+ * Figures since the last call: a JSON object of lists by the names of vLLM's statistics, such as
+ * `{"transfer_duration": [0.012], ...}`; `{}` if there are none.
+ *
+ * @param json  Receives the text; free with `kvf_buffer_free()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_take_stats(kvf_worker worker,
+                                 kvf_buffer *json);
+
+/**
+ * Records of the requests that are over since the last call, the last few thousand at most: JSON
+ * objects, one per line.
+ *
+ * @param lines  Receives the text; free with `kvf_buffer_free()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_take_records(kvf_worker worker,
+                                   kvf_buffer *lines);
+
+/** How much there is of everything. Any thread. */
+KVF_MUST_USE
+kvf_status kvf_worker_state_get(kvf_worker worker,
+                                kvf_worker_state *state);
+
 /* ==== Block pool ============================================================================== */
 
 /**
@@ -3275,6 +3499,14 @@ static inline kvf_kv_cache kvf_kv_cache_default(void) {
   memset(&cache, 0, sizeof cache);
   cache.struct_size = (uint32_t)sizeof cache;
   return cache;
+}
+
+/** Options for kvf_worker_create(): all defaults. Set `agent` and `engine_id`. Any thread. */
+static inline kvf_worker_options kvf_worker_options_default(void) {
+  kvf_worker_options options;
+  memset(&options, 0, sizeof options);
+  options.struct_size = (uint32_t)sizeof options;
+  return options;
 }
 
 /** Options for kvf_block_pool_create(): all defaults. Set `blocks`. Any thread. */

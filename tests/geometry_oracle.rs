@@ -184,7 +184,11 @@ type Side = (u32, usize, bool, u32, u32, u32);
 fn style((_, order, halves, tokens, pages, padding): Side, state: bool) -> GroupStyle {
     // State needs pages of one length, side by side with nothing.
     let order = if state { 0 } else { order };
-    let page_order = if order == 1 { PageOrder::Nhd } else { PageOrder::Hnd };
+    let page_order = if order == 1 {
+        PageOrder::Nhd
+    } else {
+        PageOrder::Hnd
+    };
     let kv = match halves && order != 1 {
         true => KvPlacement::Halves,
         false => KvPlacement::Cells,
@@ -209,63 +213,84 @@ fn case() -> impl Strategy<Value = Case> {
         (0..3u32, 0..3u32),
         (1..30u64, 0..30u64),
     )
-        .prop_map(|((kind, sizes, second, window), (p, d), dcp, (tokens, cached))| {
-            let (heads, k, v, elem, layers) = sizes;
-            // 0: heads, 1: heads and windows over them, 2: latent, 3: heads and state over them.
-            let state = kind == 3;
-            let content = match kind {
-                2 => common::sim::Content::Latent { size: k, elem },
-                3 => common::sim::Content::Heads { heads: 8, k: 4, v: 4, elem: 2 },
-                _ => common::sim::Content::Heads { heads: 1 << heads, k, v, elem },
-            };
-            let group = |kind, window, layers: std::ops::Range<u32>, content, over| GroupModel {
-                kind,
-                window,
-                layers: layers.collect(),
-                content,
-                over,
-            };
-            let first = if kind == 2 { GroupKind::Mla } else { GroupKind::Full };
-            let mut model = vec![group(first, 0, 0..layers, content.clone(), None)];
-            let more = layers..layers + layers.min(2);
-            if kind == 1 {
-                let windowed = match second {
-                    true => GroupKind::SlidingWindow,
-                    false => GroupKind::ChunkedLocal,
+        .prop_map(
+            |((kind, sizes, second, window), (p, d), dcp, (tokens, cached))| {
+                let (heads, k, v, elem, layers) = sizes;
+                // 0: heads, 1: heads and windows over them, 2: latent, 3: heads and state over them.
+                let state = kind == 3;
+                let content = match kind {
+                    2 => common::sim::Content::Latent { size: k, elem },
+                    3 => common::sim::Content::Heads {
+                        heads: 8,
+                        k: 4,
+                        v: 4,
+                        elem: 2,
+                    },
+                    _ => common::sim::Content::Heads {
+                        heads: 1 << heads,
+                        k,
+                        v,
+                        elem,
+                    },
                 };
-                model.push(group(windowed, window, more, content, Some(0)));
-            } else if state {
-                let content = common::sim::Content::State(StateModel {
-                    conv: vec![(8, 1), (16, 1)],
-                    rows: 2,
-                    conv_elem: 1,
-                    ssm_heads: 8,
-                    ssm_head_bytes: 4,
-                });
-                model.push(group(GroupKind::State, 0, more, content, Some(0)));
-            }
-            let engine = |side: Side, wish: u32| {
-                let (tp, most) = (1 << side.0, if kind == 2 { 1 } else { 1 << heads });
-                let dcp = if state { 1 } else { (1 << wish).min((tp / most).max(1)) };
-                let style = style(side, state);
-                // What has no heads is by head in name only.
-                let style = GroupStyle {
-                    by_head: style.by_head && kind != 2,
-                    ..style
+                let group =
+                    |kind, window, layers: std::ops::Range<u32>, content, over| GroupModel {
+                        kind,
+                        window,
+                        layers: layers.collect(),
+                        content,
+                        over,
+                    };
+                let first = if kind == 2 {
+                    GroupKind::Mla
+                } else {
+                    GroupKind::Full
                 };
-                EngineStyle {
-                    dcp,
-                    ..EngineStyle::tp(tp, 90, vec![style; model.len()])
+                let mut model = vec![group(first, 0, 0..layers, content.clone(), None)];
+                let more = layers..layers + layers.min(2);
+                if kind == 1 {
+                    let windowed = match second {
+                        true => GroupKind::SlidingWindow,
+                        false => GroupKind::ChunkedLocal,
+                    };
+                    model.push(group(windowed, window, more, content, Some(0)));
+                } else if state {
+                    let content = common::sim::Content::State(StateModel {
+                        conv: vec![(8, 1), (16, 1)],
+                        rows: 2,
+                        conv_elem: 1,
+                        ssm_heads: 8,
+                        ssm_head_bytes: 4,
+                    });
+                    model.push(group(GroupKind::State, 0, more, content, Some(0)));
                 }
-            };
-            Case {
-                p: engine(p, dcp.0),
-                d: engine(d, dcp.1),
-                model,
-                tokens,
-                cached,
-            }
-        })
+                let engine = |side: Side, wish: u32| {
+                    let (tp, most) = (1 << side.0, if kind == 2 { 1 } else { 1 << heads });
+                    let dcp = if state {
+                        1
+                    } else {
+                        (1 << wish).min((tp / most).max(1))
+                    };
+                    let style = style(side, state);
+                    // What has no heads is by head in name only.
+                    let style = GroupStyle {
+                        by_head: style.by_head && kind != 2,
+                        ..style
+                    };
+                    EngineStyle {
+                        dcp,
+                        ..EngineStyle::tp(tp, 90, vec![style; model.len()])
+                    }
+                };
+                Case {
+                    p: engine(p, dcp.0),
+                    d: engine(d, dcp.1),
+                    model,
+                    tokens,
+                    cached,
+                }
+            },
+        )
 }
 
 proptest! {

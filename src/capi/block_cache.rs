@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use super::block_pool::{inputs, kvf_block_pool, outputs, with};
 use super::guard::{guard, guard_or};
 use super::input::{Plain, bounded, flag, options, out, slice};
+use super::output::pointer;
 use super::status::kvf_status;
 use crate::block_pool::{CacheFull, CachePartial, Event, EventBatch, MAX_HASH, Stored};
 use crate::error::{Error, Result};
@@ -447,15 +448,6 @@ fn event(event: Event<'_>) -> kvf_block_event {
         tokens: pointer(stored.tokens),
         tokens_len: stored.tokens.len(),
         tag: stored.tag,
-    }
-}
-
-/// NULL for nothing.
-fn pointer<T>(items: &[T]) -> *const T {
-    if items.is_empty() {
-        std::ptr::null()
-    } else {
-        items.as_ptr()
     }
 }
 

@@ -159,7 +159,6 @@ const MAX_SUB_PROJECTIONS: usize = 240;
 ///
 /// # Safety
 /// Pointers are valid as the header's conventions say; a non-null `cache` is as large as it says.
-#[allow(dead_code)] // Called by kvf_worker_register_kv().
 pub(super) unsafe fn kv_cache(cache: *const kvf_kv_cache, mode: Mode) -> Result<KvCache> {
     if cache.is_null() {
         return Err(Error::invalid("cache is NULL"));

@@ -28,6 +28,7 @@ pub mod scheduler;
 pub mod side_channel;
 pub mod status;
 pub mod transfer;
+pub mod worker;
 
 mod guard;
 mod handle;

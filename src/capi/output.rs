@@ -91,6 +91,15 @@ pub struct kvf_query_list {
     pub len: usize,
 }
 
+/// The items behind a pointer that C gets; NULL for none.
+pub(super) fn pointer<T>(items: &[T]) -> *const T {
+    if items.is_empty() {
+        std::ptr::null()
+    } else {
+        items.as_ptr()
+    }
+}
+
 /// Frees the bytes and zeroes the struct. NULL, and a struct that is all zero, are ignored, so
 /// freeing twice is harmless. Any thread, but one at a time for the same struct.
 ///

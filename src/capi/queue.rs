@@ -382,7 +382,7 @@ pub extern "C" fn kvf_queue_destroy(queue: kvf_queue, drain_ms: u64) -> kvf_stat
 
 /// # Safety
 /// `ptr` is null or valid.
-unsafe fn queue_options(ptr: *const kvf_queue_options) -> Result<QueueOptions> {
+pub(super) unsafe fn queue_options(ptr: *const kvf_queue_options) -> Result<QueueOptions> {
     // SAFETY: by contract.
     let o = unsafe { options(ptr, "options") }?;
     Ok(QueueOptions {

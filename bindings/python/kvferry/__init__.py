@@ -21,6 +21,7 @@ from ._convert import range_of
 from ._ffi import lib as _lib
 from .agent import Agent, BackendInfo, MemKind, Notification, Progress, SyncMode
 from .errors import Error, status_name
+from .kv_cache import Content, KvCache, KvState, KvTensor, SlabOrder, StateKind
 from .layout import (
     ConvOrder,
     DenseLayers,
@@ -68,6 +69,7 @@ from .scheduler import (
 )
 from .side_channel import Address, SideChannel, request_metadata
 from .transfer import Cost, DescList, Op, State, Telemetry, Transfer, states
+from .worker import Worker, WorkerResults, WorkerState
 
 __version__: str = _lib.kvf_version().decode()
 
@@ -76,6 +78,7 @@ __all__ = [
     "Agent",
     "BackendInfo",
     "Completion",
+    "Content",
     "ConvOrder",
     "Cost",
     "Coverage",
@@ -92,7 +95,10 @@ __all__ = [
     "GroupKind",
     "GroupSide",
     "Keep",
+    "KvCache",
     "KvPlacement",
+    "KvState",
+    "KvTensor",
     "Lane",
     "LaneInner",
     "LaneSide",
@@ -119,13 +125,18 @@ __all__ = [
     "Scheduler",
     "SchedulerStats",
     "SideChannel",
+    "SlabOrder",
     "State",
+    "StateKind",
     "StateLayers",
     "SubProjection",
     "SyncMode",
     "Telemetry",
     "Transfer",
     "TransferGroup",
+    "Worker",
+    "WorkerResults",
+    "WorkerState",
     "errors",
     "range_of",
     "request_metadata",

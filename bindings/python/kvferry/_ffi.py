@@ -800,6 +800,59 @@ class kvf_scheduler_stats(Structure):
     ]
 
 
+class kvf_worker_options(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("mode", c_uint32),
+        ("agent", c_uint64),
+        ("engine_id", c_char_p),
+        ("compat_hash", c_char_p),
+        ("host", c_char_p),
+        ("queue", POINTER(kvf_queue_options)),
+        ("tp_rank", c_uint32),
+        ("tp_size", c_uint32),
+        ("pp_rank", c_uint32),
+        ("pp_size", c_uint32),
+        ("dcp_size", c_uint32),
+        ("dcp_interleave", c_uint32),
+        ("lease_ms", c_uint64),
+        ("handshake_timeout_ms", c_uint64),
+        ("engine_ttl_ms", c_uint64),
+        ("registration_timeout_ms", c_uint64),
+        ("transfer_timeout_ms", c_uint64),
+        ("port", c_uint16),
+        ("ignore_compat", c_uint8),
+        ("reserved", c_uint8 * 5),
+    ]
+
+
+class kvf_worker_results(Structure):
+    _fields_ = [
+        ("sent", POINTER(c_char_p)),
+        ("sent_len", c_size_t),
+        ("received", POINTER(c_char_p)),
+        ("received_len", c_size_t),
+        ("failed", POINTER(c_char_p)),
+        ("failed_len", c_size_t),
+        ("failed_blocks", POINTER(c_uint32)),
+        ("failed_blocks_len", c_size_t),
+        ("storage", c_void_p),
+        ("has_stats", c_uint8),
+        ("reserved", c_uint8 * 7),
+    ]
+
+
+class kvf_worker_state(Structure):
+    _fields_ = [
+        ("receives", c_uint64),
+        ("holds", c_uint64),
+        ("pushes", c_uint64),
+        ("peers", c_uint64),
+        ("handshakes", c_uint64),
+        ("reserved", c_uint64 * 3),
+    ]
+
+
 class kvf_cached_blocks(Structure):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -878,6 +931,7 @@ HANDLES = (
     "kvf_plan",
     "kvf_queue",
     "kvf_scheduler",
+    "kvf_worker",
     "kvf_block_pool",
 )
 
@@ -1064,6 +1118,17 @@ FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "kvf_scheduler_has_pending": (c_int32, (_HANDLE, POINTER(c_uint8))),
     "kvf_scheduler_stats_get": (c_int32, (_HANDLE, POINTER(kvf_scheduler_stats))),
     "kvf_scheduler_destroy": (c_int32, (_HANDLE,)),
+    "kvf_worker_create": (c_int32, (POINTER(kvf_worker_options), POINTER(_HANDLE))),
+    "kvf_worker_destroy": (c_int32, (_HANDLE, c_uint64)),
+    "kvf_worker_register_kv": (c_int32, (_HANDLE, POINTER(kvf_kv_cache))),
+    "kvf_worker_payload": (c_int32, (_HANDLE, POINTER(kvf_buffer))),
+    "kvf_worker_step": (c_int32, (_HANDLE, _BYTES, c_size_t)),
+    "kvf_worker_poll": (c_int32, (_HANDLE, POINTER(kvf_worker_results))),
+    "kvf_worker_results_free": (None, (POINTER(kvf_worker_results),)),
+    "kvf_worker_wait": (c_int32, (_HANDLE, c_uint64, POINTER(c_uint8))),
+    "kvf_worker_take_stats": (c_int32, (_HANDLE, POINTER(kvf_buffer))),
+    "kvf_worker_take_records": (c_int32, (_HANDLE, POINTER(kvf_buffer))),
+    "kvf_worker_state_get": (c_int32, (_HANDLE, POINTER(kvf_worker_state))),
     "kvf_block_pool_create": (c_int32, (POINTER(kvf_block_pool_options), POINTER(_HANDLE))),
     "kvf_block_pool_destroy": (c_int32, (_HANDLE,)),
     "kvf_block_pool_allocate": (c_int32, (_HANDLE, _ARRAY, c_size_t)),

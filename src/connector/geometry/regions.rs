@@ -268,7 +268,11 @@ fn cut(cache: &KvCache, rules: &Rules, layer: &Layer, storage: MemDesc) -> Resul
         return one((t.address, v.page / ppl, v.stride / ppl));
     }
     // Of a layer whose heads lie apart, a block has one head.
-    let needed = if rules.by_head { v.page / v.heads() } else { v.page };
+    let needed = if rules.by_head {
+        v.page / v.heads()
+    } else {
+        v.page
+    };
     if v.stride == 0 || v.stride < needed {
         bail!(
             Status::InvalidArgument,

@@ -318,6 +318,11 @@ impl Worker {
         Ok(())
     }
 
+    /// Which side moves the bytes.
+    pub fn mode(&self) -> Mode {
+        self.shared.options.mode
+    }
+
     /// What this rank answers to handshakes, for the engine's side channel to serve.
     ///
     /// # Errors

@@ -50,6 +50,17 @@ struct Receiving {
 }
 
 impl Receiving {
+    fn new(what: Receive) -> Self {
+        Receiving {
+            what,
+            stage: Stage::Arrived,
+            link: None,
+            canceled: false,
+            arrived_ns: monotonic_ns(),
+            queued_ns: 0,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.what.local.iter().all(Vec::is_empty)
     }
@@ -112,16 +123,16 @@ impl Core {
         let lease = self.shared.options.lease;
         self.receives
             .first_heard(&what.peer.engine_id, &what.remote_request_id, lease, now);
-        let receiving = Receiving {
-            what,
-            stage: Stage::Arrived,
-            link: None,
-            canceled: false,
-            arrived_ns: monotonic_ns(),
-            queued_ns: 0,
-        };
-        self.receives.by_id.insert(id.clone(), receiving);
+        self.receives.by_id.insert(id.clone(), Receiving::new(what));
         self.resume(&id);
+    }
+
+    /// A receive is asked for and called off in one breath.
+    pub(super) fn decline(&mut self, what: Receive) {
+        let id = what.request_id.clone();
+        self.receives.by_id.insert(id.clone(), Receiving::new(what));
+        let why = "the request was cancelled before its producer was told";
+        self.fail(&id, Error::new(Status::Canceled, why));
     }
 
     /// Goes on with a receive that may have what it waited for.

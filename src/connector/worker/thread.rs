@@ -135,9 +135,19 @@ impl Core {
         for push in step.pushes {
             self.safely("a push", |core| core.push(push));
         }
-        for receive in step.receives.into_iter().chain(step.registrations) {
+        for receive in step.receives {
             let id = receive.request_id.clone();
             self.safely("a receive", |core| core.receive(receive));
+            self.answer_if_lost(&id);
+        }
+        for registration in step.registrations {
+            let id = registration.request_id.clone();
+            // A producer that has been told where to write cannot be stopped: it is not told then.
+            let canceled = step.cancel.contains(&id);
+            self.safely("a registration", |core| match canceled {
+                true => core.decline(registration),
+                false => core.receive(registration),
+            });
             self.answer_if_lost(&id);
         }
         for id in &step.cancel {
@@ -225,8 +235,9 @@ impl Core {
         }
         self.swept = now;
         self.give_up_receives(now);
-        self.pushes
-            .forget_older_than(self.shared.options.registration_timeout, now);
+        // Sooner than the consumer does, so that nothing is written to where it no longer waits.
+        let patience = self.shared.options.registration_timeout * 3 / 4;
+        self.pushes.forget_older_than(patience, now);
         let busy = self.receives.engines();
         let ttl = self.shared.options.engine_ttl;
         let unload = self
