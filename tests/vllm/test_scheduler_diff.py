@@ -41,6 +41,9 @@ import step_bytes  # noqa: E402
 import kvferry  # noqa: E402
 from kvferry import Keep, RequestBlocks, TransferGroup  # noqa: E402
 
+# Parameters that are not usable are part of the test, and each is worth a line to an operator.
+kvferry.set_log_level("error")
+
 DIFFERENCES = """
 incomplete  Parameters without all coordinates: stock says that the prompt can be loaded, and the request
             then waits for ever; ours loads nothing.
