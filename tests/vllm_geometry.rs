@@ -93,7 +93,8 @@ fn tensor(t: &Value) -> KvTensor {
                 let (shapes, elems) = (list(&t["state"], ids), ids(&t["state_elems"]));
                 let conv = [shapes[0][0], shapes[0][1]];
                 Content::State(
-                    StateSizes::of(StateKind::Mamba2, conv, elems[0], &shapes[1], elems[1]).unwrap(),
+                    StateSizes::of(StateKind::Mamba2, conv, elems[0], &shapes[1], elems[1])
+                        .unwrap(),
                 )
             }
         },
@@ -180,9 +181,17 @@ fn the_same_regions_are_told_as_by_stock_vllm() {
 #[test]
 fn every_allocation_is_registered_once() {
     all_cases(|name, case| {
-        let made = local(&cache(case, &case["prefill"], 0), parallel(&case["prefill"], 0)).unwrap();
+        let made = local(
+            &cache(case, &case["prefill"], 0),
+            parallel(&case["prefill"], 0),
+        )
+        .unwrap();
         let storage = numbers(&case["prefill"]["ranks"][0]["tensors"][0]["storage"]);
-        let registered: Vec<_> = made.memory.iter().map(|m| (m.range.addr, m.range.len)).collect();
+        let registered: Vec<_> = made
+            .memory
+            .iter()
+            .map(|m| (m.range.addr, m.range.len))
+            .collect();
         assert_eq!(registered, [(storage[0], storage[1])], "{name}");
         0
     });

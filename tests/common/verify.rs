@@ -130,7 +130,9 @@ pub fn check(
     told: Told,
     options: PlanOptions,
 ) -> Result<RunStats, String> {
-    check_with(model, p_style, d_style, lists, told, options, |_, _, _| Ok(()))
+    check_with(model, p_style, d_style, lists, told, options, |_, _, _| {
+        Ok(())
+    })
 }
 
 /// The same with layouts that come from elsewhere: `describe` replaces those of the producer and of the

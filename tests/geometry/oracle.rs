@@ -3,16 +3,14 @@
 //!
 //! The simulator's own layouts are thrown away: what is planned with are [`local`]'s and [`peer`]'s.
 
-use common::sim::*;
-use common::verify::*;
+use crate::common::sim::*;
+use crate::common::verify::*;
 use kvferry::connector::Mode;
 use kvferry::connector::geometry::{self, *};
 use kvferry::layout::{ConvOrder, GroupKind, KvPlacement, PageOrder, Parallel, Region};
 use kvferry::memory::{MemDesc, MemKind};
 use kvferry::plan::{Direction, PlanOptions};
 use proptest::prelude::*;
-
-mod common;
 
 /// How an engine of the test arranges its blocks.
 fn layout_name(style: &GroupStyle) -> &'static str {
@@ -56,7 +54,7 @@ fn tensor(engine: &Engine, rank: &Rank, group: usize, layer: u32) -> KvTensor {
         num_blocks: 0,
     };
     match &model.content {
-        common::sim::Content::Heads { heads, k, v, elem } => {
+        crate::common::sim::Content::Heads { heads, k, v, elem } => {
             let held = u64::from((heads / engine.style.tp).max(1));
             let cell = u64::from((k + v) * elem);
             let (head, row) = match (style.by_head, style.order) {
@@ -77,7 +75,7 @@ fn tensor(engine: &Engine, rank: &Rank, group: usize, layer: u32) -> KvTensor {
                 (cell / u64::from(*elem), (*elem).into()),
             ];
         }
-        common::sim::Content::Latent { size, elem } => {
+        crate::common::sim::Content::Latent { size, elem } => {
             let cell = u64::from(size * elem);
             out.elem_bytes = *elem;
             out.dims = vec![
@@ -86,7 +84,7 @@ fn tensor(engine: &Engine, rank: &Rank, group: usize, layer: u32) -> KvTensor {
                 ((*size).into(), (*elem).into()),
             ];
         }
-        common::sim::Content::State(s) => {
+        crate::common::sim::Content::State(s) => {
             let tp = engine.style.tp;
             let channels: Vec<u32> = s.conv.iter().map(|(u, c)| u * c / tp).collect();
             out.content = geometry::Content::State(StateSizes {
@@ -184,7 +182,11 @@ type Side = (u32, usize, bool, u32, u32, u32);
 fn style((_, order, halves, tokens, pages, padding): Side, state: bool) -> GroupStyle {
     // State needs pages of one length, side by side with nothing.
     let order = if state { 0 } else { order };
-    let page_order = if order == 1 { PageOrder::Nhd } else { PageOrder::Hnd };
+    let page_order = if order == 1 {
+        PageOrder::Nhd
+    } else {
+        PageOrder::Hnd
+    };
     let kv = match halves && order != 1 {
         true => KvPlacement::Halves,
         false => KvPlacement::Cells,
@@ -209,63 +211,92 @@ fn case() -> impl Strategy<Value = Case> {
         (0..3u32, 0..3u32),
         (1..30u64, 0..30u64),
     )
-        .prop_map(|((kind, sizes, second, window), (p, d), dcp, (tokens, cached))| {
-            let (heads, k, v, elem, layers) = sizes;
-            // 0: heads, 1: heads and windows over them, 2: latent, 3: heads and state over them.
-            let state = kind == 3;
-            let content = match kind {
-                2 => common::sim::Content::Latent { size: k, elem },
-                3 => common::sim::Content::Heads { heads: 8, k: 4, v: 4, elem: 2 },
-                _ => common::sim::Content::Heads { heads: 1 << heads, k, v, elem },
-            };
-            let group = |kind, window, layers: std::ops::Range<u32>, content, over| GroupModel {
-                kind,
-                window,
-                layers: layers.collect(),
-                content,
-                over,
-            };
-            let first = if kind == 2 { GroupKind::Mla } else { GroupKind::Full };
-            let mut model = vec![group(first, 0, 0..layers, content.clone(), None)];
-            let more = layers..layers + layers.min(2);
-            if kind == 1 {
-                let windowed = match second {
-                    true => GroupKind::SlidingWindow,
-                    false => GroupKind::ChunkedLocal,
+        .prop_map(
+            |((kind, sizes, second, window), (p, d), dcp, (tokens, cached))| {
+                let (heads, k, v, elem, layers) = sizes;
+                // 0: heads, 1: heads and windows over them, 2: latent, 3: heads and state over them.
+                let state = kind == 3;
+                let content = match kind {
+                    2 => crate::common::sim::Content::Latent { size: k, elem },
+                    3 => crate::common::sim::Content::Heads {
+                        heads: 8,
+                        k: 4,
+                        v: 4,
+                        elem: 2,
+                    },
+                    _ => crate::common::sim::Content::Heads {
+                        heads: 1 << heads,
+                        k,
+                        v,
+                        elem,
+                    },
                 };
-                model.push(group(windowed, window, more, content, Some(0)));
-            } else if state {
-                let content = common::sim::Content::State(StateModel {
-                    conv: vec![(8, 1), (16, 1)],
-                    rows: 2,
-                    conv_elem: 1,
-                    ssm_heads: 8,
-                    ssm_head_bytes: 4,
-                });
-                model.push(group(GroupKind::State, 0, more, content, Some(0)));
-            }
-            let engine = |side: Side, wish: u32| {
-                let (tp, most) = (1 << side.0, if kind == 2 { 1 } else { 1 << heads });
-                let dcp = if state { 1 } else { (1 << wish).min((tp / most).max(1)) };
-                let style = style(side, state);
-                // What has no heads is by head in name only.
-                let style = GroupStyle {
-                    by_head: style.by_head && kind != 2,
-                    ..style
+                let group =
+                    |kind, window, layers: std::ops::Range<u32>, content, over| GroupModel {
+                        kind,
+                        window,
+                        layers: layers.collect(),
+                        content,
+                        over,
+                    };
+                let first = if kind == 2 {
+                    GroupKind::Mla
+                } else {
+                    GroupKind::Full
                 };
-                EngineStyle {
-                    dcp,
-                    ..EngineStyle::tp(tp, 90, vec![style; model.len()])
+                let mut model = vec![group(first, 0, 0..layers, content.clone(), None)];
+                let more = layers..layers + layers.min(2);
+                if kind == 1 {
+                    let windowed = match second {
+                        true => GroupKind::SlidingWindow,
+                        false => GroupKind::ChunkedLocal,
+                    };
+                    // The simulator lays nothing over heads that lie apart.
+                    let apart = p.1 == 2 || d.1 == 2;
+                    model.push(group(
+                        windowed,
+                        window,
+                        more,
+                        content,
+                        (!apart).then_some(0),
+                    ));
+                } else if state {
+                    let content = crate::common::sim::Content::State(StateModel {
+                        conv: vec![(8, 1), (16, 1)],
+                        rows: 2,
+                        conv_elem: 1,
+                        ssm_heads: 8,
+                        ssm_head_bytes: 4,
+                    });
+                    model.push(group(GroupKind::State, 0, more, content, Some(0)));
                 }
-            };
-            Case {
-                p: engine(p, dcp.0),
-                d: engine(d, dcp.1),
-                model,
-                tokens,
-                cached,
-            }
-        })
+                let engine = |side: Side, wish: u32| {
+                    let (tp, most) = (1 << side.0, if kind == 2 { 1 } else { 1 << heads });
+                    let dcp = if state {
+                        1
+                    } else {
+                        (1 << wish).min((tp / most).max(1))
+                    };
+                    let style = style(side, state);
+                    // What has no heads is by head in name only.
+                    let style = GroupStyle {
+                        by_head: style.by_head && kind != 2,
+                        ..style
+                    };
+                    EngineStyle {
+                        dcp,
+                        ..EngineStyle::tp(tp, 90, vec![style; model.len()])
+                    }
+                };
+                Case {
+                    p: engine(p, dcp.0),
+                    d: engine(d, dcp.1),
+                    model,
+                    tokens,
+                    cached,
+                }
+            },
+        )
 }
 
 proptest! {
