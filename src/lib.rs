@@ -27,6 +27,7 @@ pub mod error;
 pub mod layout;
 mod mapped;
 pub mod memory;
+mod msgpack;
 pub mod plan;
 pub mod queue;
 pub mod side_channel;

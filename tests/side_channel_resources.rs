@@ -122,6 +122,7 @@ fn nothing_is_left_behind() {
             let options = RequestOptions {
                 timeout: Duration::from_millis(20),
                 max_message,
+                ..Default::default()
             };
             side_channel::request("tcp", host, address.port(), &options)
         };

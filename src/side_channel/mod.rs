@@ -8,6 +8,12 @@
 //! | kind | protocol |
 //! |---|---|
 //! | `tcp` | one length-prefixed message per connection, see [`tcp`] |
+//! | `zmq` | the handshake of vLLM's NIXL connector: metadata per rank, and a clock; see [`zmq`] |
+//!
+//! # In files
+//!
+//! `server` is the loop over the clients of a listener and `service` its thread, `sockets` and
+//! `net` are what every protocol needs; a protocol adds what it says.
 //!
 //! Metadata is not secret from anyone who can connect, and it is not authenticated. A listener is
 //! therefore bound to loopback unless the caller names another address, and says so in the log
@@ -20,6 +26,7 @@
 //! shutting down or dropping the child's copy leaves the parent's listener as it is. Descriptors
 //! do not survive an `exec`.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +34,11 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 
 mod net;
+mod server;
+mod service;
+mod sockets;
 pub mod tcp;
+pub mod zmq;
 
 /// The longest time that may be given to one client or one request: a day. Longer ones are more
 /// likely to be a sentinel or a wrong unit than a wish.
@@ -37,7 +48,42 @@ pub const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 pub const MAX_CONNECTIONS: usize = 65_536;
 
 /// The names that [`listen`] and [`request`] know.
-pub const KINDS: &[&str] = &["tcp"];
+pub const KINDS: &[&str] = &["tcp", "zmq"];
+
+/// Whose metadata: a rank of the engine by its pipeline stage and its place in it. Where an engine
+/// has one rank, or the protocol knows of none, it is (0, 0), the default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rank {
+    /// Pipeline stage.
+    pub pp: u32,
+    /// Tensor-parallel rank in it.
+    pub tp: u32,
+}
+
+impl fmt::Display for Rank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank (pp {}, tp {})", self.pp, self.tp)
+    }
+}
+
+/// What a listener answers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The metadata.
+    pub metadata: Vec<u8>,
+    /// How the listener's clock stands to ours, where the protocol tells: `zmq` does.
+    pub clock: Option<ClockSample>,
+}
+
+/// One reading of another process's monotonic clock.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClockSample {
+    /// From the question to the answer. Of several samples the one with the least is the best.
+    pub rtt: Duration,
+    /// Their clock less ours, in seconds, taken to have been read half-way. CLOCK_MONOTONIC, which
+    /// on one host is the same for all.
+    pub offset: f64,
+}
 
 /// A listener that gives its metadata to every client that asks for it.
 ///
@@ -49,13 +95,29 @@ pub trait SideChannel: Send + Sync {
     /// The address it listens on. Where port 0 was asked for, the port is the one that was given.
     fn local_addr(&self) -> SocketAddr;
 
-    /// Replaces the metadata. Clients that connect from now on get the new bytes; one that is
-    /// being served gets the old ones to their end, never a mixture.
+    /// Replaces the metadata of rank (0, 0): [`SideChannel::set_rank_metadata`].
+    ///
+    /// # Errors
+    /// As there.
+    fn set_metadata(&self, metadata: Vec<u8>) -> Result<()> {
+        self.set_rank_metadata(Rank::default(), metadata)
+    }
+
+    /// Replaces the metadata of one rank. Clients that ask (`tcp`: connect) from now on get the new
+    /// bytes; one that is being served gets the old ones to their end, never a mixture.
     ///
     /// # Errors
     /// `InvalidArgument` when the metadata is longer than [`ListenOptions::max_message`] or than
-    /// the protocol can carry; `InvalidState` after [`SideChannel::shutdown`].
-    fn set_metadata(&self, metadata: Vec<u8>) -> Result<()>;
+    /// the protocol can carry, or the protocol knows no such rank; `InvalidState` after
+    /// [`SideChannel::shutdown`].
+    fn set_rank_metadata(&self, rank: Rank, metadata: Vec<u8>) -> Result<()>;
+
+    /// Replaces the metadata of all ranks at once: those that are not listed have none from now on.
+    ///
+    /// # Errors
+    /// As [`SideChannel::set_rank_metadata`], and `InvalidArgument` for a rank that is listed twice;
+    /// then nothing has changed.
+    fn replace_ranks(&self, ranks: Vec<(Rank, Vec<u8>)>) -> Result<()>;
 
     /// Whether clients are being served. False after a shutdown, and in a forked child.
     fn is_running(&self) -> bool;
@@ -104,6 +166,8 @@ pub struct RequestOptions {
     pub timeout: Duration,
     /// The longest answer that is accepted, in bytes. Default: 64 MiB.
     pub max_message: usize,
+    /// Whose metadata to ask for. `tcp` knows (0, 0), the default, only.
+    pub rank: Rank,
 }
 
 impl Default for RequestOptions {
@@ -111,6 +175,7 @@ impl Default for RequestOptions {
         RequestOptions {
             timeout: DEFAULT_TIMEOUT,
             max_message: DEFAULT_MAX_MESSAGE,
+            rank: Rank::default(),
         }
     }
 }
@@ -141,6 +206,7 @@ pub fn listen(
     }
     match kind {
         "tcp" => Ok(Arc::new(tcp::TcpSideChannel::listen(options, metadata)?)),
+        "zmq" => Ok(Arc::new(zmq::ZmqSideChannel::listen(options, metadata)?)),
         other => Err(unknown_kind(other)),
     }
 }
@@ -157,9 +223,27 @@ pub fn listen(
 /// Every message names the host and the port. `Timeout` when the time is over; `PeerLost` when
 /// nobody listens there, the host is unreachable, or the connection ends before the whole message
 /// came; `PeerIncompatible` when the peer announces more than [`RequestOptions::max_message`];
-/// `NotFound` for a host name without an address; `InvalidArgument` for an unknown kind, port 0
-/// or an option out of range; `ResourceExhausted` without memory, descriptors or threads.
-pub fn request(kind: &str, host: &str, port: u16, options: &RequestOptions) -> Result<Vec<u8>> {
+/// `NotFound` for a host name without an address, or a rank without metadata; `InvalidArgument` for an
+/// unknown kind, port 0 or an option out of range; `ResourceExhausted` without memory, descriptors or
+/// threads.
+pub fn request(kind: &str, host: &str, port: u16, options: &RequestOptions) -> Result<Answer> {
+    check_request(host, port, options)?;
+    match kind {
+        "tcp" if options.rank != Rank::default() => Err(Error::invalid(format!(
+            "{}: a side channel of kind tcp has the metadata of one rank only, {}",
+            options.rank,
+            Rank::default()
+        ))),
+        "tcp" => Ok(Answer {
+            metadata: tcp::request(host, port, options)?,
+            clock: None,
+        }),
+        "zmq" => zmq::request(host, port, options),
+        other => Err(unknown_kind(other)),
+    }
+}
+
+fn check_request(host: &str, port: u16, options: &RequestOptions) -> Result<()> {
     check_host(host)?;
     check_timeout(options.timeout)?;
     if port == 0 {
@@ -167,10 +251,17 @@ pub fn request(kind: &str, host: &str, port: u16, options: &RequestOptions) -> R
             "port 0 of {host:?} cannot be connected to"
         )));
     }
-    match kind {
-        "tcp" => tcp::request(host, port, options),
-        other => Err(unknown_kind(other)),
+    Ok(())
+}
+
+fn check_length(metadata: &[u8], max_message: usize) -> Result<()> {
+    if metadata.len() > max_message {
+        return Err(Error::invalid(format!(
+            "metadata of {} bytes is longer than max_message, {max_message}",
+            metadata.len()
+        )));
     }
+    Ok(())
 }
 
 fn unknown_kind(kind: &str) -> Error {

@@ -5,3 +5,4 @@ mod listener;
 mod oracle;
 mod requests;
 mod support;
+mod zmq;

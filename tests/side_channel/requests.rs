@@ -23,6 +23,7 @@ fn within(timeout: Duration, max_message: usize) -> RequestOptions {
     RequestOptions {
         timeout,
         max_message,
+        ..Default::default()
     }
 }
 
@@ -77,7 +78,9 @@ fn the_length_is_checked_before_memory_is_taken() {
         let port = server_of(b"\0\0\0\x05hello").port();
         let answer = side_channel::request("tcp", "127.0.0.1", port, &within(PATIENCE, max));
         match answer {
-            Ok(bytes) => assert!(accepted && bytes == b"hello"),
+            Ok(answer) => {
+                assert!(accepted && answer.metadata == b"hello" && answer.clock.is_none())
+            }
             Err(e) => {
                 assert!(!accepted);
                 assert_says(&e, Status::PeerIncompatible, &["5 bytes", "4 are allowed"]);

@@ -66,7 +66,7 @@ pub fn request(to: SocketAddr) -> Result<Vec<u8>> {
         timeout: PATIENCE,
         ..Default::default()
     };
-    side_channel::request("tcp", &to.ip().to_string(), to.port(), &options)
+    side_channel::request("tcp", &to.ip().to_string(), to.port(), &options).map(|a| a.metadata)
 }
 
 /// A client that only connects. Its receive buffer does not grow, whatever the machine allows, and

@@ -55,7 +55,14 @@ from .plan import (
     RunStats,
 )
 from .queue import Completion, Queue, QueueStats
-from .side_channel import Address, SideChannel, request_metadata
+from .side_channel import (
+    Address,
+    ClockSample,
+    RankAnswer,
+    SideChannel,
+    request_metadata,
+    request_rank,
+)
 from .transfer import Cost, DescList, Op, State, Telemetry, Transfer, states
 
 __version__: str = _lib.kvf_version().decode()
@@ -110,6 +117,7 @@ __all__ = [
     "errors",
     "range_of",
     "request_metadata",
+    "request_rank",
     "set_log_callback",
     "set_log_level",
     "shard",

@@ -29,29 +29,19 @@
 //!
 //! # More clients than `max_connections`
 //!
-//! A newcomer takes the place of the client that loses least by it:
-//! 1. the one that was sent its whole message longest ago and only lingers; else
-//! 2. the slowest of those that have had 250 ms, when at its rate it would not be done by its
-//!    deadline anyway, or when every client has had 250 ms.
-//!
-//! The rate is bytes per second, not counting the first 50 ms: the sockets' buffers take those
-//! bytes whether the client reads or not. In the remaining case newcomers wait in the kernel's
-//! queue, for at most 250 ms, until the youngest has had its time.
-//!
-//! Metadata of usual size fits the socket's buffer whole, so that (1) always applies and no client
-//! is ever cut short. Silent and crawling clients cannot shut out the others in either case.
+//! A newcomer takes the place of the client that was sent its whole message longest ago and only
+//! lingers, else of the slowest, by a rule that leaves each client 250 ms. The rate is bytes per
+//! second, not counting the first 50 ms: the sockets' buffers take those bytes whether the client
+//! reads or not. Metadata of usual size fits the socket's buffer whole, so that no client is ever cut
+//! short.
 
 use std::mem;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd;
-use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::{self, JoinHandle, ThreadId};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 
-use super::net::{self, Deadline, Endpoint, Waker};
-use super::{ListenOptions, SideChannel};
-use crate::error::{Error, Result, Status, bail};
+use super::service::Service;
+use super::{ListenOptions, Rank, SideChannel};
+use crate::error::{Error, Result};
 use crate::sync::lock;
 
 mod client;
@@ -60,74 +50,27 @@ mod server;
 
 pub(super) use client::request;
 
-/// Connections that the kernel completes before the thread has taken them; the kernel's own limit
-/// (net.core.somaxconn) applies as well.
-const BACKLOG: libc::c_int = 1024;
-
 /// A listener of kind `tcp`: see the [module](self) for the protocol.
 pub struct TcpSideChannel {
-    address: SocketAddr,
+    service: Service,
     max_message: usize,
-    shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    thread_id: ThreadId,
-    /// The process that has the thread; a forked child has only its memory.
-    process: u32,
-}
-
-/// What the object and its thread both hold.
-struct Shared {
-    /// The whole message, prefix included. Every client being served holds a reference to the one
-    /// it got, never a copy.
-    message: Mutex<Arc<Vec<u8>>>,
-    waker: Waker,
-    stop: AtomicBool,
-    running: AtomicBool,
-}
-
-impl Shared {
-    fn message(&self) -> MutexGuard<'_, Arc<Vec<u8>>> {
-        lock(&self.message)
-    }
+    message: Arc<Mutex<Arc<Vec<u8>>>>,
 }
 
 impl TcpSideChannel {
     /// Binds, and starts the thread. See [`super::listen`], which has checked the options.
     pub(super) fn listen(options: &ListenOptions, metadata: Vec<u8>) -> Result<Self> {
         let message = encode(metadata, options.max_message)?;
-        let listener = bind(options).map_err(|e| {
-            let asked = Endpoint(&options.host, options.port);
-            e.context(format_args!("cannot listen on {asked}"))
-        })?;
-        let address = listener
-            .local_addr()
-            .map_err(|e| Error::from_io("cannot read the address that was bound", &e))?;
-        let shared = Arc::new(Shared {
-            message: Mutex::new(Arc::new(message)),
-            waker: Waker::new()?,
-            stop: AtomicBool::new(false),
-            running: AtomicBool::new(true),
-        });
-        let server = server::Server::new(listener, address, shared.clone(), options);
-        let thread = crate::threads::spawn("kvf-side-tcp", move || server.run())?;
-        if !address.ip().to_canonical().is_loopback() {
-            log::warn!(
-                "the side channel listens on {address}, which is not loopback: \
-                 whoever can connect to it can read this engine's metadata"
-            );
-        }
+        let message = Arc::new(Mutex::new(Arc::new(message)));
+        let protocol = server::Protocol {
+            message: message.clone(),
+            timeout: options.timeout,
+        };
         Ok(TcpSideChannel {
-            address,
+            service: Service::start("kvf-side-tcp", options, |_| protocol)?,
             max_message: options.max_message,
-            shared,
-            thread_id: thread.thread().id(),
-            thread: Mutex::new(Some(thread)),
-            process: process::id(),
+            message,
         })
-    }
-
-    fn in_forked_child(&self) -> bool {
-        process::id() != self.process
     }
 }
 
@@ -137,103 +80,44 @@ impl SideChannel for TcpSideChannel {
     }
 
     fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.service.address()
     }
 
-    fn set_metadata(&self, metadata: Vec<u8>) -> Result<()> {
-        if !self.is_running() {
-            bail!(
-                Status::InvalidState,
-                "the side channel on {} does not run any more",
-                self.address
-            );
+    fn set_rank_metadata(&self, rank: Rank, metadata: Vec<u8>) -> Result<()> {
+        self.service.check_running()?;
+        if rank != Rank::default() {
+            return Err(Error::invalid(format!(
+                "{rank}: a side channel of kind tcp has the metadata of one rank only, {}",
+                Rank::default()
+            )));
         }
         let message = Arc::new(encode(metadata, self.max_message)?);
         // The old message is freed after the lock has been given back: it may be large.
-        let old = mem::replace(&mut *self.shared.message(), message);
+        let old = mem::replace(&mut *lock(&self.message), message);
         drop(old);
         Ok(())
     }
 
+    fn replace_ranks(&self, ranks: Vec<(Rank, Vec<u8>)>) -> Result<()> {
+        let count = ranks.len();
+        let Ok([(rank, metadata)]) = <[_; 1]>::try_from(ranks) else {
+            return Err(Error::invalid(format!(
+                "{count} ranks: a side channel of kind tcp has the metadata of one"
+            )));
+        };
+        self.set_rank_metadata(rank, metadata)
+    }
+
     fn is_running(&self) -> bool {
-        self.shared.running.load(Ordering::Acquire)
-            && !self.shared.stop.load(Ordering::Acquire)
-            && !self.in_forked_child()
+        self.service.is_running()
     }
 
     fn shutdown(&self) {
-        if self.in_forked_child() {
-            // There is no thread here to stop, and waking it would wake the parent's. The handle
-            // must not be touched: joining would wait for ever.
-            if let Ok(mut thread) = self.thread.try_lock() {
-                mem::forget(thread.take());
-            }
-            return;
-        }
-        self.shared.stop.store(true, Ordering::Release);
-        self.shared.waker.wake();
-        if thread::current().id() == self.thread_id {
-            // Called by a log sink on the thread itself, which stops when it returns.
-            return;
-        }
-        // Held while joining, so that a second caller returns no earlier than the first.
-        let mut thread = lock(&self.thread);
-        if let Some(thread) = thread.take() {
-            // An error is a panic that the thread has ended with; its sockets are closed.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for TcpSideChannel {
-    fn drop(&mut self) {
-        self.shutdown();
+        self.service.shutdown();
     }
 }
 
 fn encode(metadata: Vec<u8>, max_message: usize) -> Result<Vec<u8>> {
-    if metadata.len() > max_message {
-        return Err(Error::invalid(format!(
-            "metadata of {} bytes is longer than max_message, {max_message}",
-            metadata.len()
-        )));
-    }
+    super::check_length(&metadata, max_message)?;
     frame::encode(metadata)
-}
-
-/// Binds the first address of the host that this machine has. Any other failure is final: an
-/// address further down the list would be another service than the one that was asked for.
-fn bind(options: &ListenOptions) -> Result<TcpListener> {
-    let deadline = Deadline::after(options.timeout);
-    let mut absent = Vec::new();
-    for address in net::resolve(&options.host, options.port, &deadline)? {
-        // Sets SO_REUSEADDR, so that a restart need not wait for old connections to age away,
-        // and close-on-exec, here and on what is accepted.
-        match TcpListener::bind(address) {
-            Ok(listener) => return prepare(listener),
-            Err(e) => match e.raw_os_error() {
-                Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => {
-                    absent.push(format!("{address}: {e}"))
-                }
-                Some(libc::EADDRINUSE) => bail!(Status::Busy, "{address} is in use: {e}"),
-                _ => return Err(Error::from_io(address, &e)),
-            },
-        }
-    }
-    Err(Error::invalid(format!(
-        "no address of this machine: {}",
-        absent.join("; ")
-    )))
-}
-
-fn prepare(listener: TcpListener) -> Result<TcpListener> {
-    listener
-        .set_nonblocking(true)
-        .map_err(|e| Error::from_io("cannot make the socket non-blocking", &e))?;
-    // SAFETY: takes no pointers; the descriptor belongs to `listener`, which outlives the call.
-    // Listening again only widens the queue, which the standard library leaves at 128.
-    if unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } != 0 {
-        return Err(Error::os("cannot widen the queue of connections"));
-    }
-    Ok(listener)
 }
