@@ -300,7 +300,11 @@ fn the_lease_table_is_added_at_the_end() {
         lease_table: Some((9, 1)),
         ..sample(2)
     };
-    refused(unaligned.encode(), Status::InvalidArgument, "kvferry_lease_table");
+    refused(
+        unaligned.encode(),
+        Status::InvalidArgument,
+        "kvferry_lease_table",
+    );
     let table = |bytes: &[u8]| {
         let keyed = [b"\xb3kvferry_lease_table".as_slice(), bytes].concat();
         AgentMetadata::decode(&[b"\xde\x00\x16", &plain[3..], &keyed].concat())
