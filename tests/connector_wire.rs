@@ -296,6 +296,15 @@ fn the_lease_table_is_added_at_the_end() {
     assert_eq!(AgentMetadata::decode(&ours).unwrap(), with);
 
     // What no table can be.
+    let unaligned = AgentMetadata {
+        lease_table: Some((9, 1)),
+        ..sample(2)
+    };
+    refused(
+        unaligned.encode(),
+        Status::InvalidArgument,
+        "kvferry_lease_table",
+    );
     let table = |bytes: &[u8]| {
         let keyed = [b"\xb3kvferry_lease_table".as_slice(), bytes].concat();
         AgentMetadata::decode(&[b"\xde\x00\x16", &plain[3..], &keyed].concat())
@@ -632,6 +641,13 @@ fn push_registrations_are_read_strictly() {
     }
 
     let mut bad = registration();
+    bad.remote_pp_size = 0;
+    refused(
+        Notification::PushRegistration(Box::new(bad)).encode(),
+        Status::InvalidArgument,
+        "remote_pp_size: 0",
+    );
+    let mut bad = registration();
     bad.local_block_ids = vec![vec![0; MAX_BLOCKS / 2 + 1]; 2];
     let blocks = Notification::PushRegistration(Box::new(bad)).encode();
     refused(blocks, Status::InvalidArgument, "1048576");
@@ -753,4 +769,70 @@ fn damaged_payloads() {
             }
         }
     }
+}
+
+/// The bytes of an example of docs/wire.md.
+fn example(name: &str) -> Vec<u8> {
+    let page = include_str!("../docs/wire.md");
+    let fence = format!("<!-- bytes: {name} -->\n```text\n");
+    let (_, block) = page.split_once(&fence).unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    let digits: String = block
+        .lines()
+        .flat_map(|line| line.split("  #").next().unwrap().chars())
+        .filter(|c| !c.is_whitespace())
+        .collect();
+    unhex(&Value::String(digits))
+}
+
+/// What docs/wire.md shows is what is sent. `tests/vllm/test_wire.py` has vLLM's classes read it.
+#[test]
+fn the_examples_of_the_documentation() {
+    let rank = Rank { pp: 0, tp: 1 };
+    assert_eq!(Request::encode(rank), example("question"));
+    assert_eq!(Clock(1234.5).encode(), example("clock"));
+
+    let mut metadata = AgentMetadata {
+        engine_id: "prefill-0".into(),
+        agent_metadata: b"nixl".to_vec(),
+        base_addrs: vec![0x7f00_0000_0000, 0x7f00_1000_0000],
+        num_blocks: 2048,
+        block_lens: vec![131_072; 2],
+        block_strides: vec![131_072; 2],
+        kv_cache_layout: "LBHNC".into(),
+        block_size: 128,
+        attn_backend_name: "CPU_ATTN".into(),
+        blocks_per_logical: 1,
+        region_group_ids: Some(vec![0, 0]),
+        region_names: Some(vec![
+            "model.layers.0.self_attn.attn".into(),
+            "model.layers.1.self_attn.attn".into(),
+        ]),
+        region_mem_types: Some(vec!["DRAM".into(); 2]),
+        dcp_size: 1,
+        pcp_size: 1,
+        ..Default::default()
+    };
+    assert_eq!(metadata.encode().unwrap(), example("metadata"));
+    let payload = Payload::new("5d".repeat(32), &metadata).unwrap();
+    assert_eq!(payload.encode().unwrap(), example("payload"));
+    metadata.lease_table = Some((0x7f00_2000_0000, 512));
+    let leased = example("metadata with a lease table");
+    assert_eq!(metadata.encode().unwrap(), leased);
+
+    let registration = PushRegistration {
+        request_id: "cmpl-7-0123abcd".into(),
+        decode_engine_id: "decode-0".into(),
+        decode_host: "10.0.0.2".into(),
+        decode_port: 5600,
+        decode_tp_size: 1,
+        local_block_ids: vec![vec![5, 6, 7]],
+        remote_engine_id: "prefill-0".into(),
+        remote_host: "10.0.0.1".into(),
+        remote_port: 5600,
+        remote_tp_size: 2,
+        remote_pp_size: 1,
+    };
+    let push = Notification::PushRegistration(Box::new(registration));
+    assert_eq!(push.encode().unwrap(), example("push registration"));
 }
