@@ -1,7 +1,7 @@
-//! Writes the C header, compiles the messages of kv_cache_server (build/proto.rs), and gives the shared
+//! Writes the C header, compiles the messages of kv_cache_server (proto/compile.rs), and gives the shared
 //! library its SONAME.
 
-#[path = "build/proto.rs"]
+#[path = "proto/compile.rs"]
 mod proto;
 
 use std::path::{Path, PathBuf};
