@@ -118,6 +118,7 @@ impl Scene {
                 groups: &groups,
                 tokens: None,
             },
+            guards: &[],
             notification: Some(if peers == [SURVIVOR] {
                 b"read"
             } else {

@@ -1,4 +1,4 @@
-//! The messages of proto/kv_cache.proto, as prost writes them (build/proto.rs). The comments are those
+//! The messages of proto/kv_cache.proto, as prost writes them (proto/compile.rs). The comments are those
 //! of that file.
 
 #![allow(missing_docs, clippy::doc_lazy_continuation)]
