@@ -134,6 +134,7 @@ fn a_first_transfer_needs_no_megabyte() {
                     groups: &groups,
                     tokens: None,
                 },
+                guards: &[],
                 notification: None,
                 deadline: None,
             })
