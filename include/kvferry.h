@@ -2277,6 +2277,153 @@ kvf_status kvf_side_channel_request_rank(const char *kind,
                                          kvf_buffer *metadata,
                                          kvf_clock_sample *clock);
 
+/* ==== Connector: the KV cache ================================================================= */
+
+/** K and V of this rank's share of the heads. */
+#define KVF_CONTENT_HEADS 0
+/** One vector per token, whole on every rank: MLA, indexer caches. */
+#define KVF_CONTENT_LATENT 1
+/** Recurrent state of a Mamba or linear attention layer. */
+#define KVF_CONTENT_STATE 2
+
+/** In one head of a block each token's K is followed by its V: most attention backends. */
+#define KVF_SLAB_CELLS 0
+/** In one head of a block all tokens' K come before all tokens' V: vLLM's CPU backend. */
+#define KVF_SLAB_HALVES 1
+/**
+ * The order inside one head of a block is not known; it is moved whole, and only between engines
+ * with blocks of one size.
+ */
+#define KVF_SLAB_OPAQUE 2
+
+/** The sub-projections of the convolution are stated in `conv_channels`. */
+#define KVF_STATE_STATED 0
+/** Mamba 1: x. */
+#define KVF_STATE_MAMBA1 1
+/** Mamba 2: x, B, C. */
+#define KVF_STATE_MAMBA2 2
+/** Gated linear attention: Q, K, V. */
+#define KVF_STATE_GDN 3
+
+/**
+ * Recurrent state of one layer on this rank: convolution state `[channels][rows]`, then recurrent
+ * state `[heads][...]`. Tensor parallelism cuts every piece into equal shares.
+ */
+typedef struct kvf_kv_state {
+  /** One of `KVF_STATE_...`: how the channels fall into sub-projections. */
+  uint32_t kind;
+  /** Channels of the convolution state. */
+  uint32_t conv_channels_total;
+  /** Rows of the convolution state: the kernel's width less one. */
+  uint32_t conv_rows;
+  /** Bytes of an element of the convolution state. */
+  uint32_t conv_elem_bytes;
+  /** Shape of the recurrent state, heads first. */
+  uint32_t ssm_shape[4];
+  /** Number of its dimensions. */
+  uint32_t ssm_dims;
+  /** Bytes of an element of the recurrent state. */
+  uint32_t ssm_elem_bytes;
+  /** With `KVF_STATE_STATED`: channels of each sub-projection, in their order in memory. */
+  const uint32_t *conv_channels;
+  /** How many there are. */
+  size_t conv_channels_len;
+} kvf_kv_state;
+
+/** One layer's cache. */
+typedef struct kvf_kv_tensor {
+  /** The layer's name: the same in every engine that serves the model. */
+  const char *layer;
+  /** Index of its group. */
+  uint32_t group;
+  /** One of `KVF_CONTENT_...`. */
+  uint32_t content;
+  /** Address of its block 0. */
+  uint64_t address;
+  /** Where the allocation begins that it is a view of; 0 is `address`. */
+  uint64_t storage_address;
+  /** Bytes of that allocation. It is registered as a whole, once. 0 is what the blocks take up. */
+  uint64_t storage_bytes;
+  /** Bytes of one logical block of this layer, padding included. 0 is what its content needs. */
+  uint64_t page_bytes;
+  /** Logical blocks, if this layer has a pool of its own; 0 is `num_blocks` of the cache. */
+  uint64_t num_blocks;
+  /** Device; see `KVF_MEM_...`. */
+  uint64_t device;
+  /** One of `KVF_MEM_...`. */
+  uint32_t mem_kind;
+  /** Bytes of an element. */
+  uint32_t elem_bytes;
+  /**
+   * Length of each dimension: `[blocks, heads, tokens, cell]`, or without heads `[blocks, tokens,
+   * cell]`, blocks being kernel blocks; of a state `[blocks, ...]`.
+   */
+  uint64_t shape[5];
+  /** Bytes from one index of each dimension to the next. */
+  uint64_t strides[5];
+  /**
+   * Number of dimensions. 1 is a flat view of bytes. 0: blocks follow each other, each arranged as
+   * `layout` of the cache says.
+   */
+  uint32_t dims;
+  /** Elements of a K head. Of a latent its elements per token, needed if `dims` is 0 or 1. */
+  uint32_t k_head_size;
+  /** Elements of a V head; 0 is `k_head_size`. */
+  uint32_t v_head_size;
+  /** KV heads of this layer in the model, if they are not those of the cache; else 0. */
+  uint32_t kv_heads;
+  /** With `KVF_CONTENT_STATE`, its sizes; else NULL. */
+  const kvf_kv_state *state;
+} kvf_kv_tensor;
+
+/**
+ * The KV cache of one rank. Zero it, or start from `kvf_kv_cache_default()`, and set `tensors`,
+ * `groups`, `num_blocks`, `block_tokens` and `kv_heads`.
+ */
+typedef struct kvf_kv_cache {
+  /** `sizeof(kvf_kv_cache)`. */
+  uint32_t struct_size;
+  /** KV heads of the model, before tensor parallelism; 1 with `mla`. */
+  uint32_t kv_heads;
+  /** The layers, in any order. Layers that use another layer's cache are left out. */
+  const kvf_kv_tensor *tensors;
+  /** Their number. */
+  size_t tensors_len;
+  /**
+   * Block tables, in the order in which the engine lists its block ids. `kernel_blocks` is 0 or
+   * `blocks_per_logical`.
+   */
+  const kvf_group *groups;
+  /** Their number. */
+  size_t groups_len;
+  /** Logical blocks in the pool. */
+  uint64_t num_blocks;
+  /** Kernel blocks of one logical block; 0 is 1. */
+  uint32_t blocks_per_logical;
+  /** Tokens of one kernel block. */
+  uint32_t block_tokens;
+  /**
+   * Physical order: "LBHNC" (also for NULL), "LBNHC", "LHBNC", "BLHNC", "BLNHC" or "BHLNC", where L
+   * is layers, B blocks, H heads, N tokens, C a cell; outermost first.
+   */
+  const char *layout;
+  /** Name of the attention backend; NULL is "". Peers are told. */
+  const char *attn_backend;
+  /** One of `KVF_SLAB_...`: order of K and V inside one head of a block. */
+  uint32_t slab_order;
+  /** Prefill-context-parallel size; 0 is 1. */
+  uint32_t pcp_size;
+  /** Whether the model as a whole uses multi-head latent attention. */
+  uint8_t mla;
+  /**
+   * Whether groups that are not full attention have block tables of their own (vLLM: the hybrid
+   * manager is on). Decides what peers are told in push mode, nothing else.
+   */
+  uint8_t hybrid;
+  /** Zero. */
+  uint8_t reserved[6];
+} kvf_kv_cache;
+
 /* ==== Block pool ============================================================================== */
 
 /**
