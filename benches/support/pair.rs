@@ -16,7 +16,10 @@ pub const WINDOW: usize = 256 << 20;
 /// The transports named on the command line, or all; without NIXL that is said, and it is left out.
 pub fn transports() -> Vec<&'static str> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let names: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
+    let names: Vec<&String> = args
+        .iter()
+        .filter(|a| !a.starts_with('-') && !a.contains('='))
+        .collect();
     let mut chosen = vec!["local", "nixl"];
     chosen.retain(|t| names.is_empty() || names.iter().any(|n| n == t));
     if chosen.contains(&"nixl") {

@@ -194,7 +194,9 @@ def join() -> None:
             assert tokens == again and len(theirs) == blocks >= len(ours), number
             if ours and number >= REQUESTS - KEPT:
                 out.write(f"{number} {tokens} {ranges(theirs)} {ranges(ours)}\n")
-    print(f"{TRACE}: {TRACE.stat().st_size} bytes")
+    for part in ("producer", "consumer"):
+        TRACE.with_suffix(f".{part}").unlink()
+    print(f"{TRACE.name}: {TRACE.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
