@@ -167,6 +167,7 @@ impl Worker {
             let mut tools = Tools {
                 agent: &self.agent,
                 options: &self.shared.options,
+                alone: self.jobs.len() == 1,
                 contexts,
                 slice: &mut self.slice,
             };
