@@ -1873,10 +1873,11 @@ typedef struct kvf_queue_options {
   uint32_t capacity;
   /**
    * Bytes that one post moves at most. Smaller slices let requests take turns more often,
-   * larger ones cost fewer posts. 0 is 8 MiB.
+   * larger ones cost fewer posts. 0 is 8 MiB, and up to 64 MiB for a request that is alone in
+   * the queue, while the transport takes posts quickly.
    */
   uint64_t slice_bytes;
-  /** Descriptors that one post has at most. 0 is 1,024. */
+  /** Descriptors that one post has at most. 0 is 1,024, and up to 8,192 in the same case. */
   uint32_t slice_descriptors;
   /** Slices of one request that may be under way at the same time. 0 is 4. */
   uint32_t slices_in_flight;
