@@ -2278,6 +2278,345 @@ kvf_status kvf_side_channel_request_rank(const char *kind,
                                          kvf_buffer *metadata,
                                          kvf_clock_sample *clock);
 
+/* ==== Connector: the half in the scheduler ==================================================== */
+
+/** The consumer reads from the producer. */
+#define KVF_MODE_PULL 0
+/** The producer writes to the consumer. */
+#define KVF_MODE_PUSH 1
+
+/** The request has as many tokens as it may have. */
+#define KVF_FINISH_LENGTH 0
+/** A stop token or string has ended it. */
+#define KVF_FINISH_STOP 1
+/** Its client is gone. */
+#define KVF_FINISH_ABORT 2
+/** It failed. */
+#define KVF_FINISH_ERROR 3
+
+/** The blocks can be freed now. */
+#define KVF_KEEP_NO 0
+/** The blocks are kept for a reader until the request is reported as sent. */
+#define KVF_KEEP_UNTIL_SENT 1
+/** The blocks may be written to until the request is reported as received. */
+#define KVF_KEEP_UNTIL_RECEIVED 2
+
+/**
+ * The request does not read the prefix cache (it asks for prompt log-probabilities, for one): its
+ * consumer will compute the whole prompt, so that the producer leaves nothing out.
+ */
+#define KVF_ADD_NO_PREFIX_CACHE 1
+
+/** A group of layers with a block table of its own, whose blocks are exchanged. */
+typedef struct kvf_transfer_group {
+  /** A KVF_GROUP_... value. */
+  uint32_t kind;
+  /** Tokens of one block; may be 0 for state groups. */
+  uint32_t tokens_per_block;
+  /** `KVF_GROUP_SLIDING_WINDOW`: tokens that the window reaches back. */
+  uint32_t window;
+  /** `KVF_GROUP_STATE`: slots at the end of a request's list that only hold drafts. */
+  uint32_t scratch_blocks;
+} kvf_transfer_group;
+
+/**
+ * How a scheduler half works. Start from `kvf_scheduler_options_default()` and set `engine_id`,
+ * `host` and `groups`; zero is the default of every other field. The defaults are those of vLLM.
+ * Both sides of a transfer should have the same `lease_ms`.
+ */
+typedef struct kvf_scheduler_options {
+  /** `sizeof(kvf_scheduler_options)`. */
+  uint32_t struct_size;
+  /** A KVF_MODE_... value. */
+  uint32_t mode;
+  /** Names this engine to others; the same in all of its ranks, another one after a restart. */
+  const char *engine_id;
+  /**
+   * Host or address under which other engines reach this one's listener, and on which it
+   * listens.
+   */
+  const char *host;
+  /** The groups, in the order in which block lists are given. */
+  const kvf_transfer_group *groups;
+  /** Their number: 1 to 64. */
+  size_t groups_len;
+  /**
+   * Transfer ranks: the larger of the tensor-parallel and the decode-context-parallel size. 0
+   * is 1.
+   */
+  uint32_t tp_size;
+  /** Pipeline stages. 0 is 1. */
+  uint32_t pp_size;
+  /** Decode-context-parallel size. 0 is 1. */
+  uint32_t dcp_size;
+  /**
+   * Trailing prompt tokens that a producer leaves out and the consumer computes: 1 for state
+   * models.
+   */
+  uint32_t backoff_tokens;
+  /** How long a producer keeps blocks for a consumer that sends no heartbeat. 0 is 30,000. */
+  uint64_t lease_ms;
+  /** Between heartbeats. 0 is a sixth of `lease_ms`. */
+  uint64_t heartbeat_ms;
+  /** How long a consumer keeps blocks for the next turn. 0 is 480,000. */
+  uint64_t pin_ms;
+  /**
+   * Push: how long a consumer waits for its blocks to be written before the request fails. 0
+   * is `pin_ms`.
+   */
+  uint64_t registration_timeout_ms;
+  /**
+   * The least number of tokens that a next turn fetches instead of computing them. 0 is 64; 1
+   * fetches any.
+   */
+  uint64_t recompute_threshold;
+  /** Port of the listener; 0 lets the system choose (`kvf_scheduler_address()` tells). */
+  uint16_t port;
+  /**
+   * 1: consumers keep finished requests' blocks, and producers fetch from them in the next
+   * turn of a conversation. Pull only.
+   */
+  uint8_t bidirectional;
+  /**
+   * 1: of sliding-window and state groups only the blocks that a decoder needs are exchanged.
+   * Both sides must agree; vLLM does so when its hybrid cache manager is on.
+   */
+  uint8_t clip;
+  /** 1: parameters state how often handshake payloads were published, as from vLLM 0.33 on. */
+  uint8_t state_registrations;
+  /** Zero. */
+  uint8_t reserved[3];
+} kvf_scheduler_options;
+
+/** The scheduler half of a connector. All zero is the null handle. */
+typedef struct kvf_scheduler {
+  /** Opaque. Zero is null. */
+  uint64_t id;
+} kvf_scheduler;
+
+/** Blocks of a request in one group. */
+typedef struct kvf_request_blocks {
+  /** Block ids in the order of the request's block table. */
+  const uint32_t *ids;
+  /** Their number. */
+  size_t len;
+  /** How many blocks of the table come before the first of them. */
+  uint32_t first;
+  /** Zero. */
+  uint32_t reserved;
+} kvf_request_blocks;
+
+/** What one rank of this engine tells those of others. */
+typedef struct kvf_rank_payload {
+  /** Its handshake payload, as the worker half gives it. */
+  const uint8_t *data;
+  /** Number of bytes. */
+  size_t len;
+  /** Its pipeline stage. */
+  uint32_t pp_rank;
+  /** Its transfer rank in that stage. */
+  uint32_t tp_rank;
+} kvf_rank_payload;
+
+/**
+ * Sizes of a scheduler half's tables. All are 0 when every request has finished and every id has
+ * been reported.
+ */
+typedef struct kvf_scheduler_stats {
+  /** Requests that were added with parameters and have not finished. */
+  uint64_t requests;
+  /** Of these, the ones whose KV the engine waits for. */
+  uint64_t receiving;
+  /** Finished requests whose blocks are kept. */
+  uint64_t holds;
+  /** Lease words in use, of 65,536. */
+  uint64_t leases;
+  /** Requests whose leases on other engines are being extended. */
+  uint64_t heartbeats;
+  /** Those engines. */
+  uint64_t peers;
+  /** Zero. */
+  uint64_t reserved[2];
+} kvf_scheduler_stats;
+
+/**
+ * Creates the scheduler half of a connector: one for each engine, in the process that schedules.
+ *
+ * None of its functions waits for another engine or moves a byte: they keep books, and
+ * `kvf_scheduler_build_step()` writes down what the workers have to do. One lock is held for the
+ * few microseconds that a call takes. An id that was not added with parameters is not the
+ * connector's business: its calls succeed and say that there is nothing to do.
+ *
+ * @param scheduler  Receives the handle; end it with `kvf_scheduler_destroy()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_scheduler_create(const kvf_scheduler_options *options,
+                                kvf_scheduler *scheduler);
+
+/**
+ * A request has entered the engine. From here on its blocks on the other engine are kept alive by
+ * heartbeats, which steps carry.
+ *
+ * @param request_id     This engine's id of it, 1 to 1,024 bytes; never used again before the
+ *                       request was finished and reported.
+ * @param params         Its `kv_transfer_params` as JSON, or nothing: a local request. So is one
+ *                       whose parameters cannot be read or lack what is needed, with a line in
+ *                       the log: a router's mistake costs a request its shortcut, nothing else.
+ * @param prompt_tokens  Length of its prompt.
+ * @param flags          0 or `KVF_ADD_NO_PREFIX_CACHE`.
+ * @param drop_tokens    Receives how many trailing prompt tokens the engine has to take off the
+ *                       request: its consumer computes them. 0 except on producers with
+ *                       `backoff_tokens`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_scheduler_add(kvf_scheduler scheduler,
+                             const char *request_id,
+                             const uint8_t *params,
+                             size_t params_len,
+                             uint64_t prompt_tokens,
+                             uint32_t flags,
+                             uint64_t *drop_tokens);
+
+/**
+ * How much of a request's prompt can be loaded from another engine. May be asked any number of
+ * times and changes nothing.
+ *
+ * @param prompt_tokens    Length of its prompt.
+ * @param computed_tokens  Tokens from its beginning that this engine's prefix cache has.
+ * @param tokens           Receives the number of tokens after those that can be loaded. If it is
+ *                         not 0, the engine allocates blocks for them, calls
+ *                         `kvf_scheduler_allocated()`, and sets the request aside until its id is
+ *                         reported as received or failed. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_scheduler_match(kvf_scheduler scheduler,
+                               const char *request_id,
+                               uint64_t prompt_tokens,
+                               uint64_t computed_tokens,
+                               uint64_t *tokens);
+
+/**
+ * A request has been given blocks. The transfer is put into the next step, once: later calls, when
+ * the request is scheduled again, find it arranged. If the engine waits for nothing, because its
+ * cache has the whole prompt, the producer is told that it can free its blocks.
+ *
+ * @param groups           For each group the blocks that the prefix cache did not have, without
+ *                         null blocks; may be empty if `external_tokens` is 0.
+ * @param external_tokens  What `kvf_scheduler_match()` said, if the engine sets the request
+ *                         aside; else 0.
+ * @param staged           Receives 1 if the request's transfer is arranged from now on. An engine
+ *                         that keeps the parameters sets `do_remote_prefill` to false in them, and
+ *                         `_remote_blocks_processed` to true. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_scheduler_allocated(kvf_scheduler scheduler,
+                                   const char *request_id,
+                                   const kvf_request_blocks *groups,
+                                   size_t groups_len,
+                                   uint64_t external_tokens,
+                                   uint8_t *staged);
+
+/**
+ * Takes what the workers have to do since the last call, and gives it to none of them: hand the
+ * bytes to `kvf_worker_step()` of every rank, in this order. Call it in every engine step, also
+ * when nothing runs; a step in which nothing happens has about ten bytes.
+ *
+ * @param step  Receives the bytes; free with `kvf_buffer_free()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_scheduler_build_step(kvf_scheduler scheduler,
+                                    kvf_buffer *step);
+
+/**
+ * Every rank has reported these requests as received, or one of them as failed and all as at rest.
+ * Call it before the engine acts on the report. Unknown ids are passed over. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_scheduler_received(kvf_scheduler scheduler,
+                                  const char *const *request_ids,
+                                  size_t request_ids_len);
+
+/**
+ * Every rank has reported these requests as sent: read by their consumers, or their leases are
+ * over. Their blocks can be freed. Unknown ids are passed over. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_scheduler_sent(kvf_scheduler scheduler,
+                              const char *const *request_ids,
+                              size_t request_ids_len);
+
+/**
+ * A request has ended, in whatever way and at whatever stage. Call it once for each, before its
+ * blocks are freed.
+ *
+ * A producer's request that ended by itself is kept: its blocks stay as they are until every rank
+ * has reported it as sent. One that is ended while its KV is being received is stopped; its blocks
+ * are the engine's again when it is reported as received (failed, too). One that ends before it was
+ * given blocks lets its producer go.
+ *
+ * @param how              A KVF_FINISH_... value.
+ * @param groups           All blocks of the request, for each group, that hold its first
+ *                         `computed_tokens` tokens, the last of them perhaps in part; may be empty
+ *                         for a request that has none.
+ * @param computed_tokens  Tokens whose KV is in them.
+ * @param keep             Receives a KVF_KEEP_... value: until when the blocks must not be freed.
+ * @param params           Receives what the router has to give to the other side, as JSON; empty if
+ *                         nothing. Free with `kvf_buffer_free()`. May be NULL. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_scheduler_finished(kvf_scheduler scheduler,
+                                  const char *request_id,
+                                  uint32_t how,
+                                  const kvf_request_blocks *groups,
+                                  size_t groups_len,
+                                  uint64_t computed_tokens,
+                                  uint32_t *keep,
+                                  kvf_buffer *params);
+
+/**
+ * Starts the listener at which other engines get this engine's handshake payloads, on the options'
+ * host and port, or replaces the payloads if it runs. It has a thread of its own, which tells this
+ * process's clock with each answer.
+ *
+ * @param ranks  One for each rank that takes part. The bytes are copied.
+ * @return `KVF_ERR_BUSY` if the port is taken. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_scheduler_serve(kvf_scheduler scheduler,
+                               const kvf_rank_payload *ranks,
+                               size_t ranks_len);
+
+/**
+ * What other engines are told about where the listener is. Any thread.
+ *
+ * @param host  Receives the host as text; free with `kvf_buffer_free()`. May be NULL.
+ * @param port  Receives the port: the options', or, where that is 0, the one that the system gave
+ *              when the listener was started, and 0 before. May be NULL.
+ */
+KVF_MUST_USE
+kvf_status kvf_scheduler_address(kvf_scheduler scheduler,
+                                 kvf_buffer *host,
+                                 uint16_t *port);
+
+/**
+ * Whether the engine has to go on stepping although it has no request to run: in push mode, while
+ * blocks wait to be written or a registration waits to be sent. In pull mode an engine steps while
+ * it keeps blocks, anyway, to hear of their end.
+ *
+ * @param pending  Receives 1 or 0. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_scheduler_has_pending(kvf_scheduler scheduler,
+                                     uint8_t *pending);
+
+/** Sizes of the tables. Any thread. */
+KVF_MUST_USE
+kvf_status kvf_scheduler_stats_get(kvf_scheduler scheduler,
+                                   kvf_scheduler_stats *stats);
+
+/** Ends a scheduler half and its listener. What the workers were told goes on. Any thread. */
+kvf_status kvf_scheduler_destroy(kvf_scheduler scheduler);
+
 /* ==== Connector: the KV cache ================================================================= */
 
 /** K and V of this rank's share of the heads. */
@@ -2424,6 +2763,230 @@ typedef struct kvf_kv_cache {
   /** Zero. */
   uint8_t reserved[6];
 } kvf_kv_cache;
+
+/* ==== Connector: the half in each rank ======================================================== */
+
+/**
+ * How a worker half works. Start from `kvf_worker_options_default()` and set `agent` and
+ * `engine_id`; zero is the default of every other field. The defaults are those of vLLM.
+ */
+typedef struct kvf_worker_options {
+  /** `sizeof(kvf_worker_options)`. */
+  uint32_t struct_size;
+  /** A KVF_MODE_... value. */
+  uint32_t mode;
+  /** The rank's agent. The worker takes all its messages, and registers memory with it. */
+  kvf_agent agent;
+  /** The engine's id, the same on all its ranks and in its scheduler half. */
+  const char *engine_id;
+  /**
+   * 64 lowercase hexadecimal digits by which two engines tell that they are of a kind. NULL: made
+   * of what the KV cache says about the model, for engines that are not vLLM.
+   */
+  const char *compat_hash;
+  /** Push: host or address of this engine's side channel, for producers to find it. */
+  const char *host;
+  /** Of the transfers; may be NULL. */
+  const kvf_queue_options *queue;
+  /** Transfer rank in its pipeline stage. */
+  uint32_t tp_rank;
+  /**
+   * Transfer ranks: the larger of the tensor-parallel and the decode-context-parallel size. 0 is
+   * 1.
+   */
+  uint32_t tp_size;
+  /** Pipeline stage. */
+  uint32_t pp_rank;
+  /** Pipeline stages. 0 is 1. */
+  uint32_t pp_size;
+  /** Decode-context-parallel size. 0 is 1. */
+  uint32_t dcp_size;
+  /** Tokens that go to one rank before the next rank's turn; 0 is a block. */
+  uint32_t dcp_interleave;
+  /**
+   * How long producers keep a request; 0 is 30,000. Both sides of a transfer should have the
+   * same.
+   */
+  uint64_t lease_ms;
+  /** How long one question of a handshake may take; 0 is 5,000. */
+  uint64_t handshake_timeout_ms;
+  /** Peers that nobody has wanted for so long are forgotten; 0 is 3,600,000, `UINT64_MAX` never. */
+  uint64_t engine_ttl_ms;
+  /** Push: how long a consumer waits for its producer; 0 is 480,000. */
+  uint64_t registration_timeout_ms;
+  /** How long one transfer may take; 0 is 480,000. */
+  uint64_t transfer_timeout_ms;
+  /** Push: port of this engine's side channel. */
+  uint16_t port;
+  /** 1: peers with another compatibility hash are not refused for that. */
+  uint8_t ignore_compat;
+  /** Zero. */
+  uint8_t reserved[5];
+} kvf_worker_options;
+
+/** The worker half of a connector. All zero is the null handle. */
+typedef struct kvf_worker {
+  /** Opaque. Zero is null. */
+  uint64_t id;
+} kvf_worker;
+
+/**
+ * What has become of requests. Free with `kvf_worker_results_free()`. Each request is reported
+ * once.
+ */
+typedef struct kvf_worker_results {
+  /** Requests whose kept blocks are free: all readers are through, or the lease has ended. */
+  const char *const *sent;
+  /** Their number. */
+  size_t sent_len;
+  /** Requests whose receive is over, well or not. Their blocks are the engine's again. */
+  const char *const *received;
+  /** Their number. */
+  size_t received_len;
+  /** Those of `received` that failed: nothing in their blocks may be used. */
+  const char *const *failed;
+  /** Their number. */
+  size_t failed_len;
+  /**
+   * Local block ids of failed requests, if the model has one group, in which an id says which
+   * block is meant.
+   */
+  const uint32_t *failed_blocks;
+  /** Their number. */
+  size_t failed_blocks_len;
+  /** What all of this points to; NULL if there is nothing. Leave it alone. */
+  void *storage;
+  /** 1 if `kvf_worker_take_stats()` has something to give. */
+  uint8_t has_stats;
+  /** Zero. */
+  uint8_t reserved[7];
+} kvf_worker_results;
+
+/**
+ * How much there is of everything, as the worker's thread last saw it. All but `peers` are 0 when
+ * nothing is under way.
+ */
+typedef struct kvf_worker_state {
+  /** Receives that are not over. */
+  uint64_t receives;
+  /** Requests that are kept. */
+  uint64_t holds;
+  /** Requests that wait to be written, or are being written. */
+  uint64_t pushes;
+  /** Peer engines that are known. */
+  uint64_t peers;
+  /** Handshakes under way. */
+  uint64_t handshakes;
+  /** Zero. */
+  uint64_t reserved[3];
+} kvf_worker_state;
+
+/**
+ * Creates the worker half of a connector: one for each rank. It has a thread of its own, and one
+ * more for its transfers; neither does anything while there is nothing to do.
+ *
+ * @param worker  Receives the handle; end it with `kvf_worker_destroy()`, before its agent.
+ * @return `KVF_ERR_NOT_SUPPORTED` for a combination that is not offered; the message has the way
+ *         out. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_create(const kvf_worker_options *options,
+                             kvf_worker *worker);
+
+/**
+ * Ends a worker. Transfers are carried out for up to `drain_ms`, then cancelled and waited for, for
+ * as long again but at least 100 ms. All leases end, peers are forgotten, memory is deregistered.
+ *
+ * @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must not
+ *         be used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
+ */
+kvf_status kvf_worker_destroy(kvf_worker worker,
+                              uint64_t drain_ms);
+
+/**
+ * Registers the rank's KV cache: works out its regions and registers their memory with the agent.
+ * Once, before anything else.
+ *
+ * @return `KVF_ERR_INVALID_ARGUMENT`, naming the layer and the field, for tensors that cannot be
+ *         what they are said to be; `KVF_ERR_NOT_SUPPORTED` for arrangements that are not known.
+ *         Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_register_kv(kvf_worker worker,
+                                  const kvf_kv_cache *cache);
+
+/**
+ * What this rank answers to handshakes; for `kvf_scheduler_serve()`, or a side channel of kind
+ * "zmq".
+ *
+ * @param payload  Receives the bytes; free with `kvf_buffer_free()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_payload(kvf_worker worker,
+                              kvf_buffer *payload);
+
+/**
+ * Takes the bytes of an engine step, as `kvf_scheduler_build_step()` made them, and returns at
+ * once. What is wrong with a request shows in the results.
+ *
+ * @return `KVF_ERR_PEER_INCOMPATIBLE` for bytes that are no step. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_step(kvf_worker worker,
+                           const uint8_t *step,
+                           size_t len);
+
+/**
+ * What has become of requests since the last call. Never blocks; allocates nothing if there is
+ * nothing.
+ *
+ * @param results  Receives them; free with `kvf_worker_results_free()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_poll(kvf_worker worker,
+                           kvf_worker_results *results);
+
+/**
+ * Frees results and zeroes the struct. NULL, and a struct that is all zero, are ignored, so freeing
+ * twice is harmless. Any thread, but one at a time for the same struct.
+ */
+void kvf_worker_results_free(kvf_worker_results *results);
+
+/**
+ * Blocks until there is something to poll, or the time is over: for engines that have nothing else
+ * to do.
+ *
+ * @param ready  Receives 1 if there is something, 0 if not. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_wait(kvf_worker worker,
+                           uint64_t timeout_ms,
+                           uint8_t *ready);
+
+/**
+ * Figures since the last call: a JSON object of lists by the names of vLLM's statistics, such as
+ * `{"transfer_duration": [0.012], ...}`; `{}` if there are none.
+ *
+ * @param json  Receives the text; free with `kvf_buffer_free()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_take_stats(kvf_worker worker,
+                                 kvf_buffer *json);
+
+/**
+ * Records of the requests that are over since the last call, the last few thousand at most: JSON
+ * objects, one per line.
+ *
+ * @param lines  Receives the text; free with `kvf_buffer_free()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_take_records(kvf_worker worker,
+                                   kvf_buffer *lines);
+
+/** How much there is of everything. Any thread. */
+KVF_MUST_USE
+kvf_status kvf_worker_state_get(kvf_worker worker,
+                                kvf_worker_state *state);
 
 /* ==== Block pool ============================================================================== */
 
