@@ -1,12 +1,22 @@
 #!/usr/bin/env bash
 # Runs the benchmarks: every benches/*.py in the venv, then cargo bench when the crate has any.
-# With names as arguments (benches/NAME.py) it runs only those.
+# With names as arguments (benches/NAME.py) it runs only those. The programs in benches/c, which some of
+# them start, are built first.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 export_test_environment
 export_python_path
+
+# build/bench, against the release library, which is there under the name that it is loaded by.
+export KVF_BENCH_PROGRAMS=$KVF_ROOT/build/bench
+mkdir -p "$KVF_BENCH_PROGRAMS"
+ln -sf "$KVF_LIBRARY" "$KVF_BENCH_PROGRAMS/libkvferry.so.0"
+for source in benches/c/*.c; do
+    "${CC:-cc}" -std=c11 -O2 -Wall -Wextra -Iinclude "$source" "$KVF_LIBRARY" \
+        -Wl,-rpath,"$KVF_BENCH_PROGRAMS" -o "$KVF_BENCH_PROGRAMS/$(basename "$source" .c)"
+done
 
 names=("$@")
 if [ ${#names[@]} -eq 0 ]; then

@@ -1,6 +1,7 @@
 //! What a rank says about itself: the inner map of the handshake.
 
-use super::{MAX_KEYS, MAX_LAYERS, MAX_LEASE_WORDS, MAX_NAME, MAX_PAYLOAD, MAX_RANKS, MAX_REGIONS};
+use super::map::{fits, list, opt, read_map, require, u32_of};
+use super::{MAX_LAYERS, MAX_LEASE_WORDS, MAX_NAME, MAX_PAYLOAD, MAX_REGIONS};
 use crate::connector::MAX_ENGINE_ID;
 use crate::error::{Error, Result, Status, bail};
 use crate::msgpack::{Reader, Writer};
@@ -248,102 +249,13 @@ impl AgentMetadata {
         for name in names.chain([&self.kv_cache_layout, &self.attn_backend_name]) {
             fits("a name", name.len(), MAX_NAME)?;
         }
-        if let Some((_, words)) = self.lease_table {
-            fits(
-                "kvferry_lease_table",
-                words as usize,
-                MAX_LEASE_WORDS as usize,
-            )?;
+        match self.lease_table {
+            Some(table) if !is_table(table) => {
+                Err(Error::invalid(format!("kvferry_lease_table {table:x?}")))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
-}
-
-/// Reads one map with string keys, and nothing behind it: hands each value of a known key to `take`, and
-/// tells which keys were there.
-pub(super) fn read_map<'a, const N: usize>(
-    bytes: &'a [u8],
-    max: usize,
-    keys: &[&'static str; N],
-    mut take: impl FnMut(&mut Reader<'a>, &'static str) -> Result<()>,
-) -> Result<[bool; N]> {
-    if bytes.len() > max {
-        bail!(
-            Status::PeerIncompatible,
-            "{} bytes are more than {max}",
-            bytes.len()
-        );
-    }
-    let mut r = Reader::new(bytes);
-    let mut seen = [false; N];
-    for _ in 0..r.map(MAX_KEYS)? {
-        let key = r.str(MAX_NAME).map_err(|e| e.context("a key"))?;
-        let Some(i) = keys.iter().position(|known| *known == key) else {
-            r.skip().map_err(|e| e.context(format_args!("{key:?}")))?;
-            continue;
-        };
-        if std::mem::replace(&mut seen[i], true) {
-            bail!(Status::PeerIncompatible, "{key} is there twice");
-        }
-        take(&mut r, keys[i]).map_err(|e| e.context(key))?;
-    }
-    r.finish()?;
-    Ok(seen)
-}
-
-/// Makes sure that these keys, the first of those that were looked for, were there.
-pub(super) fn require(keys: &[&str], seen: &[bool]) -> Result<()> {
-    let missing: Vec<&str> = keys
-        .iter()
-        .zip(seen)
-        .filter_map(|(key, seen)| (!seen).then_some(*key))
-        .collect();
-    if !missing.is_empty() {
-        bail!(Status::PeerIncompatible, "missing: {}", missing.join(", "));
-    }
-    Ok(())
-}
-
-/// Refuses to send what nobody would take.
-pub(super) fn fits(what: &str, len: usize, max: usize) -> Result<()> {
-    if len > max {
-        return Err(Error::invalid(format!("{what}: {len} is more than {max}")));
-    }
-    Ok(())
-}
-
-pub(super) fn u32_of(r: &mut Reader) -> Result<u32> {
-    Ok(r.uint(u32::MAX.into())? as u32)
-}
-
-/// A number of ranks: one at least.
-pub(super) fn size_of(r: &mut Reader) -> Result<u32> {
-    match r.uint(MAX_RANKS.into())? {
-        0 => bail!(Status::PeerIncompatible, "0 ranks"),
-        n => Ok(n as u32),
-    }
-}
-
-pub(super) fn opt<'a, T>(
-    r: &mut Reader<'a>,
-    read: impl FnOnce(&mut Reader<'a>) -> Result<T>,
-) -> Result<Option<T>> {
-    if r.nil()? {
-        Ok(None)
-    } else {
-        read(r).map(Some)
-    }
-}
-
-/// `n` values, each named by its place when something is wrong with it.
-pub(super) fn list<'a, T>(
-    r: &mut Reader<'a>,
-    n: usize,
-    mut read: impl FnMut(&mut Reader<'a>) -> Result<T>,
-) -> Result<Vec<T>> {
-    (0..n)
-        .map(|i| read(r).map_err(|e| e.context(format_args!("[{i}]"))))
-        .collect()
 }
 
 fn uints(r: &mut Reader) -> Result<Vec<u64>> {
@@ -396,15 +308,22 @@ fn packed(r: &mut Reader) -> Result<Vec<(String, (u64, u64))>> {
 }
 
 fn lease_table(r: &mut Reader) -> Result<(u64, u64)> {
-    let (address, words) = pair(r)?;
-    let end = words.checked_mul(8).and_then(|n| address.checked_add(n));
-    if words > MAX_LEASE_WORDS || address % 8 != 0 || end.is_none() {
+    let table = pair(r)?;
+    if !is_table(table) {
         bail!(
             Status::PeerIncompatible,
-            "{words} words at {address:#x} are no table of lease words"
+            "{} words at {:#x} are no table of lease words",
+            table.1,
+            table.0
         );
     }
-    Ok((address, words))
+    Ok(table)
+}
+
+/// Whether so many 64-bit words can be at this address.
+fn is_table((address, words): (u64, u64)) -> bool {
+    let end = words.checked_mul(8).and_then(|n| address.checked_add(n));
+    words <= MAX_LEASE_WORDS && address % 8 == 0 && end.is_some()
 }
 
 fn put_uints(w: &mut Writer, values: &[u64]) {
