@@ -310,6 +310,10 @@ class Engine:
             # OpenMP threads that spin starve the other engine where there are few cores.
             "OMP_WAIT_POLICY": "PASSIVE",
             "KMP_BLOCKTIME": "0",
+            # vLLM ties each worker to the first core, where those of several engines, which spin,
+            # starve each other.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
