@@ -1,6 +1,6 @@
 """Time to the first token through two real vLLM engines, stock's connector and kvferry's.
 
-    make bench-vllm
+    KVF_TEST_VLLM_MODELS=.cache/vllm-models VLLM_PYTHON benches/vllm/first_token.py [--rounds N]
 
 Four engines with a tiny model on the CPU: a pair with the stock connector on both sides and one with
 kvferry's. A request goes through both legs; the time is from sending the second leg, to the decode
