@@ -66,7 +66,14 @@ from .scheduler import (
     SchedulerStats,
     TransferGroup,
 )
-from .side_channel import Address, SideChannel, request_metadata
+from .side_channel import (
+    Address,
+    ClockSample,
+    RankAnswer,
+    SideChannel,
+    request_metadata,
+    request_rank,
+)
 from .transfer import Cost, DescList, Op, State, Telemetry, Transfer, states
 
 __version__: str = _lib.kvf_version().decode()
@@ -129,6 +136,7 @@ __all__ = [
     "errors",
     "range_of",
     "request_metadata",
+    "request_rank",
     "set_log_callback",
     "set_log_level",
     "shard",
