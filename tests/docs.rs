@@ -57,5 +57,8 @@ fn snippets_of_the_queue_page_are_compiled() {
 
 #[test]
 fn snippets_of_the_connector_page_are_compiled() {
-    check("docs/connector.md", &[("c", "tests/c/scheduler_tour.c", 10)]);
+    check(
+        "docs/connector.md",
+        &[("c", "tests/c/scheduler_tour.c", 10)],
+    );
 }
