@@ -2113,7 +2113,8 @@ typedef struct kvf_side_channel_options {
   uint32_t max_connections;
   /**
    * `"tcp"`, which NULL means too: one message, a 4-byte big-endian length and the payload, to
-   * each client that connects.
+   * each client that connects. `"zmq"`: the handshake of vLLM's NIXL connector, with metadata for
+   * each rank and a clock.
    */
   const char *kind;
   /**
@@ -2137,8 +2138,34 @@ typedef struct kvf_side_channel {
   uint64_t id;
 } kvf_side_channel;
 
+/** The metadata of one rank of an engine. */
+typedef struct kvf_rank_payload {
+  /** Pipeline stage. */
+  uint32_t pp_rank;
+  /** Tensor-parallel rank in it. */
+  uint32_t tp_rank;
+  /** Any bytes. */
+  const uint8_t *data;
+  /** How many. */
+  size_t len;
+} kvf_rank_payload;
+
 /**
- * Starts a listener that hands out `metadata`. It has a thread of its own; a slow, silent or
+ * How the monotonic clock of a listener stands to ours. CLOCK_MONOTONIC is the same for all processes
+ * of a host.
+ */
+typedef struct kvf_clock_sample {
+  /** Theirs less ours, in seconds. */
+  double offset_s;
+  /**
+   * From the question to the answer, in seconds; negative where the protocol tells no clock. Of
+   * several samples the one with the least is the best.
+   */
+  double rtt_s;
+} kvf_clock_sample;
+
+/**
+ * Starts a listener that hands out `metadata`; `"zmq"`: as that of rank (0, 0). It has a thread of its own; a slow, silent or
  * hostile client costs the others nothing. Any thread.
  *
  * @param options   May be NULL.
@@ -2160,6 +2187,30 @@ KVF_MUST_USE
 kvf_status kvf_side_channel_set_metadata(kvf_side_channel channel,
                                          const uint8_t *metadata,
                                          size_t metadata_len);
+
+/**
+ * Replaces the metadata of one rank. Clients that ask from now on get the new bytes; none gets a
+ * mixture. Any thread.
+ *
+ * @param metadata  `"zmq"`: none takes the rank away. `"tcp"` knows rank (0, 0) only.
+ */
+KVF_MUST_USE
+kvf_status kvf_side_channel_set_rank_metadata(kvf_side_channel channel,
+                                              uint32_t pp_rank,
+                                              uint32_t tp_rank,
+                                              const uint8_t *metadata,
+                                              size_t metadata_len);
+
+/**
+ * Replaces the metadata of all ranks at once: those that are not listed have none from now on. Any
+ * thread.
+ *
+ * @param ranks  Each once.
+ */
+KVF_MUST_USE
+kvf_status kvf_side_channel_replace_ranks(kvf_side_channel channel,
+                                          const kvf_rank_payload *ranks,
+                                          size_t ranks_len);
 
 /**
  * Where it listens. Any thread.
@@ -2202,6 +2253,29 @@ kvf_status kvf_side_channel_request(const char *kind,
                                     uint64_t timeout_ms,
                                     uint64_t max_bytes,
                                     kvf_buffer *metadata);
+
+/**
+ * Asks a listener for the metadata of one rank, and for its clock. It tries once. Any thread.
+ *
+ * @param kind        `"zmq"`; `"tcp"`, which NULL means too, knows rank (0, 0) only and no clock.
+ * @param host        Address or host name.
+ * @param timeout_ms  For everything: look-up, connection, every byte; 0 is 5,000.
+ * @param max_bytes   Longest metadata that is accepted; 0 is 64 MiB.
+ * @param metadata    Free with `kvf_buffer_free()`.
+ * @param clock       May be NULL.
+ * @return `KVF_ERR_NOT_FOUND` if the listener has nothing for this rank; else as
+ *         `kvf_side_channel_request()`.
+ */
+KVF_MUST_USE
+kvf_status kvf_side_channel_request_rank(const char *kind,
+                                         const char *host,
+                                         uint16_t port,
+                                         uint32_t pp_rank,
+                                         uint32_t tp_rank,
+                                         uint64_t timeout_ms,
+                                         uint64_t max_bytes,
+                                         kvf_buffer *metadata,
+                                         kvf_clock_sample *clock);
 
 /* ==== Connector: the half in the scheduler ==================================================== */
 

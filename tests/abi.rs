@@ -14,6 +14,7 @@ use kvferry::capi::memory::*;
 use kvferry::capi::output::*;
 use kvferry::capi::plan::*;
 use kvferry::capi::queue::*;
+use kvferry::capi::scheduler::*;
 use kvferry::capi::side_channel::*;
 use kvferry::capi::transfer::*;
 use object::read::elf::{Dyn, ElfFile64, FileHeader, SectionHeader};
@@ -203,6 +204,17 @@ layout!(kvf_queue_stats, 128, 8;
 layout!(kvf_side_channel_options, 48, 8;
     struct_size 0, max_connections 4, kind 8, host 16, max_message_bytes 24, timeout_ms 32,
     port 40, reserved 42);
+layout!(kvf_scheduler, 8, 8; id 0);
+layout!(kvf_transfer_group, 16, 4; kind 0, tokens_per_block 4, window 8, scratch_blocks 12);
+layout!(kvf_scheduler_options, 104, 8;
+    struct_size 0, mode 4, engine_id 8, host 16, groups 24, groups_len 32, tp_size 40, pp_size 44,
+    dcp_size 48, backoff_tokens 52, lease_ms 56, heartbeat_ms 64, pin_ms 72,
+    registration_timeout_ms 80, recompute_threshold 88, port 96, bidirectional 98, clip 99,
+    state_registrations 100, reserved 101);
+layout!(kvf_request_blocks, 24, 8; ids 0, len 8, first 16, reserved 20);
+layout!(kvf_rank_payload, 24, 8; data 0, len 8, pp_rank 16, tp_rank 20);
+layout!(kvf_scheduler_stats, 64, 8;
+    requests 0, receiving 8, holds 16, leases 24, heartbeats 32, peers 40, reserved 48);
 layout!(kvf_block_pool, 8, 8; id 0);
 layout!(kvf_block_pool_options, 32, 8; struct_size 0, blocks 4, policy 8, caching 12, events 13, tolerate_null 14, reserved 15, fraction 16, event_bytes 24);
 layout!(kvf_block_pool_stats, 128, 8; blocks 0, free 8, cached_blocks 16, cached_keys 24, allocations 32, refused_allocations 40, allocated_blocks 48, allocated_runs 56, freed_blocks 64, revived_blocks 72, lookups 80, hits 88, stored_keys 96, removed_keys 104, resets 112, lost_events 120);

@@ -1,4 +1,4 @@
-//! The snippets of docs/c-api.md and docs/queue.md are parts of programs that are compiled and run.
+//! The snippets of docs/c-api.md, docs/queue.md and docs/connector.md are parts of programs that are compiled and run.
 
 use std::path::Path;
 
@@ -53,4 +53,12 @@ fn snippets_of_the_c_page_are_compiled() {
 #[test]
 fn snippets_of_the_queue_page_are_compiled() {
     check("docs/queue.md", &[("c", "tests/c/queue_tour.c", 6)]);
+}
+
+#[test]
+fn snippets_of_the_connector_page_are_compiled() {
+    check(
+        "docs/connector.md",
+        &[("c", "tests/c/scheduler_tour.c", 10)],
+    );
 }

@@ -13,7 +13,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvferry::side_channel::{self, ListenOptions, RequestOptions};
+use kvferry::side_channel::zmq::Session;
+use kvferry::side_channel::{self, ListenOptions, Rank, RequestOptions};
 
 use support::*;
 
@@ -144,6 +145,70 @@ fn nothing_is_left_behind() {
     wait_until("threads have ended", || our_threads().is_empty());
 }
 
+/// The same for `zmq`, whose clients may stay.
+#[test]
+fn nothing_of_zmq_is_left_behind() {
+    let _alone = alone();
+    let round = || {
+        let channel = side_channel::listen("zmq", &patient(), pattern(LARGE).to_vec()).unwrap();
+        let address = channel.local_addr();
+        let ask = |tp| {
+            let options = RequestOptions {
+                timeout: PATIENCE,
+                rank: Rank { pp: 0, tp },
+                ..Default::default()
+            };
+            side_channel::request("zmq", "127.0.0.1", address.port(), &options)
+        };
+        let silent: Vec<_> = (0..5).map(|_| connect(address)).collect();
+        assert!(ask(0).unwrap().metadata == pattern(LARGE));
+        ask(1).unwrap_err();
+        let session = Session::connect("127.0.0.1", address.port(), &RequestOptions::default());
+        assert_eq!(our_threads().len(), 1, "for any number of clients");
+        channel.replace_ranks(Vec::new()).unwrap();
+        drop(silent);
+        channel.shutdown();
+        drop(session);
+        ask(0).unwrap_err();
+    };
+    round();
+    let before = open_fds();
+    for _ in 0..10 {
+        round();
+    }
+    wait_until("descriptors are closed", || open_fds() == before);
+    wait_until("threads have ended", || our_threads().is_empty());
+}
+
+/// A client that repeats a fault does not fill the log; the first says who and what.
+#[test]
+fn each_fault_of_zmq_clients_is_logged_once() {
+    let _alone = alone();
+    let channel = side_channel::listen("zmq", &patient(), b"hello".to_vec()).unwrap();
+    let port = channel.local_addr().port();
+    for _ in 0..5 {
+        let mut stranger = connect(channel.local_addr());
+        stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        count_to_end(&stranger);
+        for tp in [3, 4] {
+            let options = RequestOptions {
+                rank: Rank { pp: 0, tp },
+                ..Default::default()
+            };
+            side_channel::request("zmq", "127.0.0.1", port, &options).unwrap_err();
+        }
+    }
+    assert_eq!(logged("WARN"), 2);
+    assert_eq!(logged("does not speak ZeroMQ: it began with \"GET"), 1);
+    assert_eq!(logged("rank (pp 0, tp 3)"), 1);
+    assert_eq!(
+        logged(&format!(
+            "side channel on 127.0.0.1:{port}: a client at 127.0.0.1:"
+        )),
+        2
+    );
+}
+
 #[test]
 fn failing_to_listen_leaves_nothing_behind() {
     let _alone = alone();
@@ -182,6 +247,22 @@ fn an_idle_listener_costs_nothing() {
     request(channel.local_addr()).unwrap();
     let used = CpuClock::new().used_during(Duration::from_millis(500));
     assert!(used < Duration::from_millis(5), "{used:?} in 500 ms");
+}
+
+/// Connected and ready clients of `zmq` too: nothing turns while they are silent.
+#[test]
+fn an_idle_zmq_listener_costs_nothing() {
+    let _alone = alone();
+    let channel = side_channel::listen("zmq", &patient(), b"hello".to_vec()).unwrap();
+    let port = channel.local_addr().port();
+    let mut sessions: Vec<_> = (0..20)
+        .map(|_| Session::connect("127.0.0.1", port, &RequestOptions::default()).unwrap())
+        .collect();
+    let used = CpuClock::new().used_during(Duration::from_millis(500));
+    assert!(used < Duration::from_millis(5), "{used:?} in 500 ms");
+    for session in &mut sessions {
+        assert_eq!(session.ask(Rank::default()).unwrap().metadata, b"hello");
+    }
 }
 
 #[test]
@@ -272,7 +353,14 @@ impl Drop for FewDescriptors {
 #[test]
 fn without_descriptors_clients_wait_and_the_listener_neither_spins_nor_dies() {
     let _alone = alone();
-    let channel = listen(b"hello");
+    for kind in side_channel::KINDS {
+        without_descriptors(kind);
+        LOG.lock().unwrap().clear();
+    }
+}
+
+fn without_descriptors(kind: &str) {
+    let channel = side_channel::listen(kind, &patient(), b"hello".to_vec()).unwrap();
     let sockets = [socket(), socket()];
     let mut clock = CpuClock::new();
     let limit = FewDescriptors::new(200);
@@ -292,12 +380,18 @@ fn without_descriptors_clients_wait_and_the_listener_neither_spins_nor_dies() {
     assert!(channel.is_running());
     drop(fill);
     drop(limit);
-    for client in clients {
-        assert_eq!(read_message(&client), b"hello");
+    for mut client in clients {
+        // It is served: zmq greets.
+        match kind {
+            "tcp" => assert_eq!(read_message(&client), b"hello"),
+            _ => client.read_exact(&mut [0; 64]).unwrap(),
+        }
     }
     let warnings = logged("cannot accept");
     assert!(warnings <= 2, "{warnings} warnings for one shortage");
-    assert_eq!(request(channel.local_addr()).unwrap(), b"hello");
+    let port = channel.local_addr().port();
+    let answer = side_channel::request(kind, "127.0.0.1", port, &RequestOptions::default());
+    assert_eq!(answer.unwrap().metadata, b"hello");
 }
 
 /// The Rust runtime ignores SIGPIPE, the C programs that load this library do not.

@@ -88,7 +88,7 @@ fn decode(transport: &str, port: u16) -> Outcome<()> {
     let mut cache = create_cache(&agent)?;
 
     // 3. Ask for the metadata, and load it.
-    let message = request("tcp", "127.0.0.1", port, &RequestOptions::default())?;
+    let message = request("tcp", "127.0.0.1", port, &RequestOptions::default())?.metadata;
     let (announcement, metadata) = message
         .split_at_checked(ANNOUNCEMENT)
         .ok_or("the announcement is too short")?;

@@ -13,6 +13,7 @@ use super::logging;
 use super::output::{self, kvf_buffer};
 use super::status::kvf_status;
 use crate::error::Result;
+use crate::side_channel::zmq::MAX_RANKS;
 use crate::side_channel::{self, ListenOptions, Rank, RequestOptions, SideChannel};
 
 /// A listener that gives metadata to whoever asks. All zero is the null handle.
@@ -33,7 +34,8 @@ pub struct kvf_side_channel_options {
     /// Clients served at once; 0 is 256.
     pub max_connections: u32,
     /// `"tcp"`, which NULL means too: one message, a 4-byte big-endian length and the payload, to
-    /// each client that connects.
+    /// each client that connects. `"zmq"`: the handshake of vLLM's NIXL connector, with metadata for
+    /// each rank and a clock.
     pub kind: *const c_char,
     /// Address or host name to listen on; NULL is `127.0.0.1`. Anything that other hosts can
     /// reach must be asked for: metadata is not authenticated.
@@ -53,9 +55,35 @@ unsafe impl Plain for kvf_side_channel_options {
     const FIRST_SIZE: usize = 48;
 }
 
+/// The metadata of one rank of an engine.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvf_rank_payload {
+    /// Pipeline stage.
+    pub pp_rank: u32,
+    /// Tensor-parallel rank in it.
+    pub tp_rank: u32,
+    /// Any bytes.
+    pub data: *const u8,
+    /// How many.
+    pub len: usize,
+}
+
+/// How the monotonic clock of a listener stands to ours. CLOCK_MONOTONIC is the same for all processes
+/// of a host.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct kvf_clock_sample {
+    /// Theirs less ours, in seconds.
+    pub offset_s: f64,
+    /// From the question to the answer, in seconds; negative where the protocol tells no clock. Of
+    /// several samples the one with the least is the best.
+    pub rtt_s: f64,
+}
+
 static CHANNELS: Lazy<Table<Arc<dyn SideChannel>>> = Lazy::new(|| Table::new(4, "side channel"));
 
-/// Starts a listener that hands out `metadata`. It has a thread of its own; a slow, silent or
+/// Starts a listener that hands out `metadata`; `"zmq"`: as that of rank (0, 0). It has a thread of its own; a slow, silent or
 /// hostile client costs the others nothing. Any thread.
 ///
 /// @param options   May be NULL.
@@ -101,6 +129,50 @@ pub unsafe extern "C" fn kvf_side_channel_set_metadata(
         // is copied before the listener, which knows its own limit, looks at it.
         let metadata = unsafe { bounded(metadata, metadata_len, u32::MAX as usize, "metadata") }?;
         CHANNELS.get(channel.id)?.set_metadata(metadata.to_vec())
+    })
+}
+
+/// Replaces the metadata of one rank. Clients that ask from now on get the new bytes; none gets a
+/// mixture. Any thread.
+///
+/// @param metadata  `"zmq"`: none takes the rank away. `"tcp"` knows rank (0, 0) only.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_side_channel_set_rank_metadata(
+    channel: kvf_side_channel,
+    pp_rank: u32,
+    tp_rank: u32,
+    metadata: *const u8,
+    metadata_len: usize,
+) -> kvf_status {
+    guard(|| {
+        // SAFETY: the caller's contract. Bounded as above.
+        let metadata = unsafe { bounded(metadata, metadata_len, u32::MAX as usize, "metadata") }?;
+        let rank = Rank {
+            pp: pp_rank,
+            tp: tp_rank,
+        };
+        CHANNELS
+            .get(channel.id)?
+            .set_rank_metadata(rank, metadata.to_vec())
+    })
+}
+
+/// Replaces the metadata of all ranks at once: those that are not listed have none from now on. Any
+/// thread.
+///
+/// @param ranks  Each once.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_side_channel_replace_ranks(
+    channel: kvf_side_channel,
+    ranks: *const kvf_rank_payload,
+    ranks_len: usize,
+) -> kvf_status {
+    guard(|| {
+        // SAFETY: the caller's contract.
+        let ranks = unsafe { rank_payloads(ranks, ranks_len, "ranks") }?;
+        CHANNELS.get(channel.id)?.replace_ranks(ranks)
     })
 }
 
@@ -184,19 +256,101 @@ pub unsafe extern "C" fn kvf_side_channel_request(
                 out(metadata, "metadata")?,
             )
         };
-        let defaults = RequestOptions::default();
-        let options = RequestOptions {
-            timeout: nonzero(timeout_ms).map_or(defaults.timeout, Duration::from_millis),
-            max_message: nonzero(max_bytes).map_or(defaults.max_message, size),
-            rank: Rank::default(),
-        };
+        let options = request_options(Rank::default(), timeout_ms, max_bytes);
         let answer = side_channel::request(kind.unwrap_or(DEFAULT_KIND), host, port, &options)?;
         metadata.write(output::buffer(answer.metadata));
         Ok(())
     })
 }
 
+/// Asks a listener for the metadata of one rank, and for its clock. It tries once. Any thread.
+///
+/// @param kind        `"zmq"`; `"tcp"`, which NULL means too, knows rank (0, 0) only and no clock.
+/// @param host        Address or host name.
+/// @param timeout_ms  For everything: look-up, connection, every byte; 0 is 5,000.
+/// @param max_bytes   Longest metadata that is accepted; 0 is 64 MiB.
+/// @param metadata    Free with `kvf_buffer_free()`.
+/// @param clock       May be NULL.
+/// @return `KVF_ERR_NOT_FOUND` if the listener has nothing for this rank; else as
+///         `kvf_side_channel_request()`.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_side_channel_request_rank(
+    kind: *const c_char,
+    host: *const c_char,
+    port: u16,
+    pp_rank: u32,
+    tp_rank: u32,
+    timeout_ms: u64,
+    max_bytes: u64,
+    metadata: *mut kvf_buffer,
+    clock: *mut kvf_clock_sample,
+) -> kvf_status {
+    guard(|| {
+        logging::init();
+        // SAFETY: the caller's contract.
+        let (kind, host, metadata, clock) = unsafe {
+            (
+                opt_text(kind, "kind")?,
+                text(host, "host")?,
+                out(metadata, "metadata")?,
+                opt_out(clock, "clock")?,
+            )
+        };
+        let rank = Rank {
+            pp: pp_rank,
+            tp: tp_rank,
+        };
+        let options = request_options(rank, timeout_ms, max_bytes);
+        let answer = side_channel::request(kind.unwrap_or(DEFAULT_KIND), host, port, &options)?;
+        if let Some(clock) = clock {
+            clock.write(kvf_clock_sample {
+                offset_s: answer.clock.map_or(0.0, |c| c.offset),
+                rtt_s: answer.clock.map_or(-1.0, |c| c.rtt.as_secs_f64()),
+            });
+        }
+        metadata.write(output::buffer(answer.metadata));
+        Ok(())
+    })
+}
+
 const DEFAULT_KIND: &str = "tcp";
+
+fn request_options(rank: Rank, timeout_ms: u64, max_bytes: u64) -> RequestOptions {
+    let defaults = RequestOptions::default();
+    RequestOptions {
+        timeout: nonzero(timeout_ms).map_or(defaults.timeout, Duration::from_millis),
+        max_message: nonzero(max_bytes).map_or(defaults.max_message, size),
+        rank,
+    }
+}
+
+/// The ranks of an array, copied.
+///
+/// # Safety
+/// A non-null `ptr` points to `len` structs, and they to what they say.
+pub(super) unsafe fn rank_payloads(
+    ptr: *const kvf_rank_payload,
+    len: usize,
+    what: &str,
+) -> Result<Vec<(Rank, Vec<u8>)>> {
+    // SAFETY: by contract, here and below.
+    let ranks = unsafe { bounded(ptr, len, MAX_RANKS, what) }?;
+    ranks
+        .iter()
+        .enumerate()
+        .map(|(i, r)| {
+            let what = format!("{what}[{i}].data");
+            // SAFETY: by contract. Bounded, since it is copied before the listener looks at it.
+            let data = unsafe { bounded(r.data, r.len, u32::MAX as usize, &what) }?;
+            let rank = Rank {
+                pp: r.pp_rank,
+                tp: r.tp_rank,
+            };
+            Ok((rank, data.to_vec()))
+        })
+        .collect()
+}
 
 /// A size from C. What does not fit is larger than anything anyway.
 fn size(bytes: u64) -> usize {

@@ -31,6 +31,7 @@ HANDLE(kvf_transfer);
 HANDLE(kvf_layout);
 HANDLE(kvf_plan);
 HANDLE(kvf_queue);
+HANDLE(kvf_scheduler);
 HANDLE(kvf_side_channel);
 HANDLE(kvf_block_pool);
 
@@ -405,6 +406,55 @@ FIELD(kvf_queue_stats, descriptors, 64);
 FIELD(kvf_queue_stats, slices, 72);
 FIELD(kvf_queue_stats, thread_cpu_ns, 80);
 FIELD(kvf_queue_stats, reserved, 88);
+
+SIZE(kvf_transfer_group, 16, 4);
+FIELD(kvf_transfer_group, kind, 0);
+FIELD(kvf_transfer_group, tokens_per_block, 4);
+FIELD(kvf_transfer_group, window, 8);
+FIELD(kvf_transfer_group, scratch_blocks, 12);
+
+SIZE(kvf_scheduler_options, 104, 8);
+FIELD(kvf_scheduler_options, struct_size, 0);
+FIELD(kvf_scheduler_options, mode, 4);
+FIELD(kvf_scheduler_options, engine_id, 8);
+FIELD(kvf_scheduler_options, host, 16);
+FIELD(kvf_scheduler_options, groups, 24);
+FIELD(kvf_scheduler_options, groups_len, 32);
+FIELD(kvf_scheduler_options, tp_size, 40);
+FIELD(kvf_scheduler_options, pp_size, 44);
+FIELD(kvf_scheduler_options, dcp_size, 48);
+FIELD(kvf_scheduler_options, backoff_tokens, 52);
+FIELD(kvf_scheduler_options, lease_ms, 56);
+FIELD(kvf_scheduler_options, heartbeat_ms, 64);
+FIELD(kvf_scheduler_options, pin_ms, 72);
+FIELD(kvf_scheduler_options, registration_timeout_ms, 80);
+FIELD(kvf_scheduler_options, recompute_threshold, 88);
+FIELD(kvf_scheduler_options, port, 96);
+FIELD(kvf_scheduler_options, bidirectional, 98);
+FIELD(kvf_scheduler_options, clip, 99);
+FIELD(kvf_scheduler_options, state_registrations, 100);
+FIELD(kvf_scheduler_options, reserved, 101);
+
+SIZE(kvf_request_blocks, 24, 8);
+FIELD(kvf_request_blocks, ids, 0);
+FIELD(kvf_request_blocks, len, 8);
+FIELD(kvf_request_blocks, first, 16);
+FIELD(kvf_request_blocks, reserved, 20);
+
+SIZE(kvf_rank_payload, 24, 8);
+FIELD(kvf_rank_payload, data, 0);
+FIELD(kvf_rank_payload, len, 8);
+FIELD(kvf_rank_payload, pp_rank, 16);
+FIELD(kvf_rank_payload, tp_rank, 20);
+
+SIZE(kvf_scheduler_stats, 64, 8);
+FIELD(kvf_scheduler_stats, requests, 0);
+FIELD(kvf_scheduler_stats, receiving, 8);
+FIELD(kvf_scheduler_stats, holds, 16);
+FIELD(kvf_scheduler_stats, leases, 24);
+FIELD(kvf_scheduler_stats, heartbeats, 32);
+FIELD(kvf_scheduler_stats, peers, 40);
+FIELD(kvf_scheduler_stats, reserved, 48);
 
 SIZE(kvf_side_channel_options, 48, 8);
 FIELD(kvf_side_channel_options, struct_size, 0);

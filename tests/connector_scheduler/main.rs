@@ -5,5 +5,6 @@ mod params;
 mod property;
 mod pull;
 mod push;
+mod serve;
 mod support;
 mod turns;

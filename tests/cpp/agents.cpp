@@ -168,6 +168,23 @@ void side_channel(kvferry::agent& reader, kvferry::agent& owner) {
   CHECK(lost.status == kvferry::status::peer_lost);
 }
 
+void ranks() {
+  kvferry::side_channel_options options;
+  options.kind = "zmq";
+  auto channel = kvferry::side_channel::listen("first", options);
+  channel.set_rank_metadata({1, 2}, "other");
+  const auto said = [&](kvferry::engine_rank rank) {
+    const auto answer = kvferry::request_rank("127.0.0.1", channel.port(), rank);
+    CHECK(answer.clock.rtt_s >= 0 && answer.clock.rtt_s < 60);
+    return std::string(answer.metadata.begin(), answer.metadata.end());
+  };
+  CHECK(said({0, 0}) == "first" && said({1, 2}) == "other");
+  channel.replace_ranks({{{0, 0}, "a"}, {{0, 1}, "b"}});
+  CHECK(said({0, 0}) == "a" && said({0, 1}) == "b");
+  const auto none = kvferry::try_request_rank("127.0.0.1", channel.port(), {1, 2});
+  CHECK(!none && none.status() == kvferry::status::not_found);
+}
+
 void logs() {
   int records = 0;
   std::weak_ptr<int> alive;
@@ -208,6 +225,7 @@ int main(int argc, char** argv) {
   owner.register_memory(kvferry::mem::dram, ranges);
 
   side_channel(reader, owner);
+  ranks();
   moves_blocks(reader, owner, mine, theirs);
   messages(reader, owner);
   if (transport != "test") errors(reader);

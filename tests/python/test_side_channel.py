@@ -177,3 +177,74 @@ def test_bad_arguments(call):
     with pytest.raises(kvferry.Error) as caught:
         call()
     assert isinstance(caught.value, errors.InvalidArgumentError), caught.value
+
+
+# ---------------------------------------------------------------------------- zmq
+
+
+def test_ranks_and_the_clock():
+    ranks = {(0, 0): b"a", (0, 1): b"b" * 1_000_000, (3, 70_000): b"c"}
+    with kvferry.SideChannel(b"first", kind="zmq") as channel:
+        assert ask(channel, kind="zmq") == b"first"
+        channel.set_rank_metadata(1, 2, b"other")
+        assert kvferry.request_rank(*channel.address, 1, 2).metadata == b"other"
+        channel.replace_ranks(ranks)
+        for (pp, tp), metadata in ranks.items():
+            before = time.monotonic()
+            answer = kvferry.request_rank(*channel.address, pp, tp)
+            assert answer.metadata == metadata
+            assert 0 <= answer.clock.rtt <= time.monotonic() - before
+            assert abs(answer.clock.offset) <= answer.clock.rtt / 2 + 1e-6  # one host, one clock
+        with pytest.raises(errors.NotFoundError, match="pp 1, tp 2"):
+            kvferry.request_rank(*channel.address, 1, 2)
+        channel.set_rank_metadata(0, 1, b"")
+        with pytest.raises(errors.NotFoundError):
+            kvferry.request_rank(*channel.address, 0, 1)
+        channel.replace_ranks({})
+        with pytest.raises(errors.NotFoundError):
+            kvferry.request_rank(*channel.address)
+
+
+def test_tcp_has_one_rank_and_no_clock():
+    with kvferry.SideChannel(b"x") as channel:
+        assert kvferry.request_rank(*channel.address, kind="tcp") == (b"x", None)
+        for call in (
+            lambda: channel.set_rank_metadata(0, 1, b"y"),
+            lambda: channel.replace_ranks({(0, 0): b"y", (0, 1): b"z"}),
+            lambda: kvferry.request_rank(*channel.address, 0, 1, kind="tcp"),
+        ):
+            with pytest.raises(errors.InvalidArgumentError):
+                call()
+        channel.replace_ranks({(0, 0): b"y"})
+        assert ask(channel) == b"y"
+
+
+@pytest.mark.parametrize("garbage", [
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\xff" * 100,
+    b"\xff\0\0\0\0\0\0\0\1\x7f\3\0CURVE".ljust(64, b"\0"),
+    b"\xff\0\0\0\0\0\0\0\1\x7f\3\0NULL".ljust(64, b"\0") + b"\2" + b"\xff" * 8,
+])
+def test_strangers_are_cut_off_and_others_served(garbage):
+    with kvferry.SideChannel(b"x", kind="zmq", timeout=60) as channel:
+        with socket.create_connection(channel.address, timeout=60) as s:
+            s.sendall(garbage)
+            try:
+                while s.recv(1000):
+                    pass
+            except ConnectionResetError:
+                pass
+        assert ask(channel, kind="zmq") == b"x"
+
+
+@pytest.mark.parametrize("call", [
+    lambda: kvferry.request_rank("127.0.0.1", 80, -1),
+    lambda: kvferry.request_rank("127.0.0.1", 80, 0, 2**32),
+    lambda: kvferry.request_rank("127.0.0.1", 80, kind="pigeon"),
+    lambda: kvferry.SideChannel(b"", kind="zmq").set_rank_metadata(0, 2**32, b""),
+    lambda: kvferry.SideChannel(b"", kind="zmq").replace_ranks({(-1, 0): b""}),
+    lambda: kvferry.SideChannel(b"", kind="zmq", max_message_bytes=1).replace_ranks({(0, 0): b"ab"}),
+])
+def test_bad_arguments_of_ranks(call):
+    with pytest.raises(errors.InvalidArgumentError):
+        call()

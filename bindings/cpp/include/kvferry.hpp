@@ -8,6 +8,7 @@
 //   kvferry::layout        one rank's KV cache as data               kvferry/layout.hpp
 //   kvferry::plan          which bytes of which rank go where        kvferry/plan.hpp
 //   kvferry::queue         moves them in the background              kvferry/queue.hpp
+//   kvferry::scheduler     connector: what is fetched and kept       kvferry/scheduler.hpp
 //   kvferry::side_channel  hands metadata to peers                   kvferry/side_channel.hpp
 //
 // OWNERSHIP  Each object owns one handle, can be moved and not copied, and ends what it owns in its
@@ -36,6 +37,7 @@
 #include "kvferry/plan.hpp"
 #include "kvferry/queue.hpp"
 #include "kvferry/result.hpp"
+#include "kvferry/scheduler.hpp"
 #include "kvferry/side_channel.hpp"
 #include "kvferry/transfer.hpp"
 #include "kvferry/views.hpp"

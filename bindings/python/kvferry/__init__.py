@@ -67,7 +67,14 @@ from .scheduler import (
     SchedulerStats,
     TransferGroup,
 )
-from .side_channel import Address, SideChannel, request_metadata
+from .side_channel import (
+    Address,
+    ClockSample,
+    RankAnswer,
+    SideChannel,
+    request_metadata,
+    request_rank,
+)
 from .transfer import Cost, DescList, Op, State, Telemetry, Transfer, states
 from .worker import Worker, WorkerResults, WorkerState
 
@@ -140,6 +147,7 @@ __all__ = [
     "errors",
     "range_of",
     "request_metadata",
+    "request_rank",
     "set_log_callback",
     "set_log_level",
     "shard",

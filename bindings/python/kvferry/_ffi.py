@@ -277,6 +277,22 @@ class kvf_side_channel_options(Structure):
     ]
 
 
+class kvf_rank_payload(Structure):
+    _fields_ = [
+        ("pp_rank", c_uint32),
+        ("tp_rank", c_uint32),
+        ("data", c_void_p),
+        ("len", c_size_t),
+    ]
+
+
+class kvf_clock_sample(Structure):
+    _fields_ = [
+        ("offset_s", c_double),
+        ("rtt_s", c_double),
+    ]
+
+
 class kvf_parallel(Structure):
     _fields_ = [
         ("tp_rank", c_uint32),
@@ -1085,12 +1101,24 @@ FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
         (POINTER(kvf_side_channel_options), _BYTES, c_size_t, POINTER(_HANDLE)),
     ),
     "kvf_side_channel_set_metadata": (c_int32, (_HANDLE, _BYTES, c_size_t)),
+    "kvf_side_channel_set_rank_metadata": (
+        c_int32,
+        (_HANDLE, c_uint32, c_uint32, _BYTES, c_size_t),
+    ),
+    "kvf_side_channel_replace_ranks": (c_int32, (_HANDLE, POINTER(kvf_rank_payload), c_size_t)),
     "kvf_side_channel_address": (c_int32, (_HANDLE, POINTER(kvf_buffer), POINTER(c_uint16))),
     "kvf_side_channel_is_running": (c_int32, (_HANDLE, POINTER(c_uint8))),
     "kvf_side_channel_shutdown": (c_int32, (_HANDLE,)),
     "kvf_side_channel_request": (
         c_int32,
         (c_char_p, c_char_p, c_uint16, c_uint64, c_uint64, POINTER(kvf_buffer)),
+    ),
+    "kvf_side_channel_request_rank": (
+        c_int32,
+        (
+            c_char_p, c_char_p, c_uint16, c_uint32, c_uint32, c_uint64, c_uint64,
+            POINTER(kvf_buffer), POINTER(kvf_clock_sample),
+        ),
     ),
     "kvf_nixl_probe": (c_int32, (c_char_p, POINTER(kvf_buffer))),
     "kvf_scheduler_create": (c_int32, (POINTER(kvf_scheduler_options), POINTER(_HANDLE))),

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from ctypes import c_uint8, c_uint16, c_uint64, sizeof
+from collections.abc import Mapping
+from ctypes import c_char_p, c_uint8, c_uint16, c_uint64, c_void_p, cast, sizeof
 from typing import NamedTuple
 
 from . import _convert, _lifetime, errors
-from ._ffi import kvf_buffer, kvf_side_channel_options, lib
+from ._ffi import (
+    kvf_buffer,
+    kvf_clock_sample,
+    kvf_rank_payload,
+    kvf_side_channel_options,
+    lib,
+)
 from .agent import _port, _u32
 
-__all__ = ["Address", "SideChannel", "request_metadata"]
+__all__ = [
+    "Address",
+    "ClockSample",
+    "RankAnswer",
+    "SideChannel",
+    "request_metadata",
+    "request_rank",
+]
 
 
 class Address(NamedTuple):
@@ -19,17 +33,36 @@ class Address(NamedTuple):
     port: int
 
 
+class ClockSample(NamedTuple):
+    """How the monotonic clock (``time.monotonic``) of a listener stands to ours."""
+
+    #: Theirs less ours, in seconds.
+    offset: float
+    #: From the question to the answer, in seconds. Of several samples the one with the least is best.
+    rtt: float
+
+
+class RankAnswer(NamedTuple):
+    """What a listener says about one rank."""
+
+    metadata: bytes
+    #: None where the protocol tells no clock.
+    clock: ClockSample | None
+
+
 class SideChannel:
     """A listener that gives metadata to whoever asks, from a thread of its own.
 
     Args:
-        metadata: Any bytes; copied.
+        metadata: Any bytes; copied. With ``zmq`` that of rank (0, 0); none is no metadata.
         port: 0 lets the system choose; :attr:`address` tells.
         host: Address or name to listen on. Anything that other hosts can reach must be asked for:
             metadata is not authenticated.
         timeout: How long one client may take, in seconds.
         max_connections: Clients served at once; 0 is the default, 256.
         max_message_bytes: Longest metadata; 0 is the default, 64 MiB.
+        kind: ``tcp``, or ``zmq``: the handshake of vLLM's NIXL connector, with metadata for each rank
+            and a clock.
 
     A context manager; closed at the latest when collected.
     """
@@ -89,6 +122,26 @@ class SideChannel:
             lib.kvf_side_channel_set_metadata(self._handle, *_convert.payload(metadata, "metadata"))
         )
 
+    def set_rank_metadata(self, pp_rank: int, tp_rank: int, metadata: bytes) -> None:
+        """Replaces the metadata of one rank, which with ``tcp`` can only be (0, 0)."""
+        errors.check(
+            lib.kvf_side_channel_set_rank_metadata(
+                self._handle, _u32(pp_rank, "pp_rank"), _u32(tp_rank, "tp_rank"),
+                *_convert.payload(metadata, "metadata"),
+            )
+        )
+
+    def replace_ranks(self, ranks: Mapping[tuple[int, int], bytes]) -> None:
+        """Replaces the metadata of all ranks at once; those that are not among them have none."""
+        array = (kvf_rank_payload * len(ranks))()
+        keep = []
+        for entry, ((pp_rank, tp_rank), metadata) in zip(array, ranks.items()):
+            data, entry.len = _convert.payload(metadata, f"metadata of {(pp_rank, tp_rank)}")
+            keep.append(c_char_p(data))
+            entry.data = cast(keep[-1], c_void_p)
+            entry.pp_rank, entry.tp_rank = _u32(pp_rank, "pp_rank"), _u32(tp_rank, "tp_rank")
+        errors.check(lib.kvf_side_channel_replace_ranks(self._handle, array, len(ranks)))
+
     def close(self) -> None:
         """Stops the listener and frees the port. Harmless when repeated."""
         if self._finalizer.detach():
@@ -116,6 +169,39 @@ def request_metadata(
         )
     )
     return _convert.take_buffer(blob)
+
+
+def request_rank(
+    host: str,
+    port: int,
+    pp_rank: int = 0,
+    tp_rank: int = 0,
+    timeout: float = 5.0,
+    *,
+    max_bytes: int = 0,
+    kind: str = "zmq",
+) -> RankAnswer:
+    """Asks a listener for the metadata of one rank, and for its clock. It tries once.
+
+    Args:
+        timeout: For everything: look-up, connection, every byte; in seconds.
+        max_bytes: Longest metadata that is accepted; 0 is the default, 64 MiB.
+
+    Raises:
+        NotFoundError: the listener has nothing for this rank.
+        TimeoutError: it takes longer.
+        PeerLostError: nobody listens, or the answer breaks off.
+    """
+    blob, clock = kvf_buffer(), kvf_clock_sample()
+    errors.check(
+        lib.kvf_side_channel_request_rank(
+            _convert.text(kind, "kind"), _convert.text(host, "host"), _port(port),
+            _u32(pp_rank, "pp_rank"), _u32(tp_rank, "tp_rank"), _timeout(timeout),
+            _u64(max_bytes, "max_bytes"), blob, clock,
+        )
+    )
+    sample = ClockSample(clock.offset_s, clock.rtt_s) if clock.rtt_s >= 0 else None
+    return RankAnswer(_convert.take_buffer(blob), sample)
 
 
 def _timeout(seconds: float) -> int:

@@ -1,7 +1,11 @@
 //! The listener that gives the ranks' handshake payloads to other engines.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::options::SchedulerOptions;
-use crate::error::{Result, Status, bail};
+use crate::error::Result;
+use crate::side_channel::{self, ListenOptions, Rank, SideChannel};
 
 /// What one rank of this engine tells those of others.
 #[derive(Clone, Copy, Debug)]
@@ -21,17 +25,52 @@ pub(super) struct Served {
     pub(super) changed: u64,
 }
 
-pub(super) struct Listener {}
+pub(super) struct Listener {
+    options: ListenOptions,
+    channel: Option<Arc<dyn SideChannel>>,
+    published: BTreeMap<Rank, Vec<u8>>,
+}
 
 impl Listener {
-    pub(super) fn new(_options: &SchedulerOptions) -> Self {
-        Listener {}
+    pub(super) fn new(options: &SchedulerOptions) -> Self {
+        Listener {
+            options: ListenOptions {
+                host: options.host.clone(),
+                port: options.port,
+                ..ListenOptions::default()
+            },
+            channel: None,
+            published: BTreeMap::new(),
+        }
     }
 
-    pub(super) fn serve(&mut self, _ranks: &[RankPayload<'_>]) -> Result<Served> {
-        bail!(
-            Status::NotSupported,
-            "the ZeroMQ side channel is not here yet"
-        )
+    pub(super) fn serve(&mut self, ranks: &[RankPayload<'_>]) -> Result<Served> {
+        let payloads: Vec<(Rank, Vec<u8>)> = ranks
+            .iter()
+            .map(|r| {
+                let rank = Rank {
+                    pp: r.pp_rank,
+                    tp: r.tp_rank,
+                };
+                (rank, r.data.to_vec())
+            })
+            .collect();
+        let channel = match &self.channel {
+            Some(channel) => channel.clone(),
+            None => {
+                let first = payloads.iter().find(|p| p.0 == Rank::default());
+                let metadata = first.map(|p| p.1.clone()).unwrap_or_default();
+                side_channel::listen("zmq", &self.options, metadata)?
+            }
+        };
+        channel.replace_ranks(payloads.clone())?;
+        let before = std::mem::replace(&mut self.published, payloads.into_iter().collect());
+        let is_new = |(rank, data): &(&Rank, &Vec<u8>)| before.get(rank) != Some(*data);
+        let served = Served {
+            port: channel.local_addr().port(),
+            changed: self.published.iter().filter(is_new).count() as u64,
+        };
+        self.channel = Some(channel);
+        Ok(served)
     }
 }

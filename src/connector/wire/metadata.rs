@@ -248,14 +248,12 @@ impl AgentMetadata {
         for name in names.chain([&self.kv_cache_layout, &self.attn_backend_name]) {
             fits("a name", name.len(), MAX_NAME)?;
         }
-        if let Some((_, words)) = self.lease_table {
-            fits(
-                "kvferry_lease_table",
-                words as usize,
-                MAX_LEASE_WORDS as usize,
-            )?;
+        match self.lease_table {
+            Some(table) if !is_table(table) => {
+                Err(Error::invalid(format!("kvferry_lease_table {table:x?}")))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -396,15 +394,22 @@ fn packed(r: &mut Reader) -> Result<Vec<(String, (u64, u64))>> {
 }
 
 fn lease_table(r: &mut Reader) -> Result<(u64, u64)> {
-    let (address, words) = pair(r)?;
-    let end = words.checked_mul(8).and_then(|n| address.checked_add(n));
-    if words > MAX_LEASE_WORDS || address % 8 != 0 || end.is_none() {
+    let table = pair(r)?;
+    if !is_table(table) {
         bail!(
             Status::PeerIncompatible,
-            "{words} words at {address:#x} are no table of lease words"
+            "{} words at {:#x} are no table of lease words",
+            table.1,
+            table.0
         );
     }
-    Ok((address, words))
+    Ok(table)
+}
+
+/// Whether so many 64-bit words can be at this address.
+fn is_table((address, words): (u64, u64)) -> bool {
+    let end = words.checked_mul(8).and_then(|n| address.checked_add(n));
+    words <= MAX_LEASE_WORDS && address % 8 == 0 && end.is_some()
 }
 
 fn put_uints(w: &mut Writer, values: &[u64]) {

@@ -8,7 +8,7 @@
 //! | `PUSH_REG:` and a map | consumer, push | producer | write my request there |
 
 use super::metadata::{fits, list, read_map, require, size_of};
-use super::{MAX_BLOCKS, MAX_GROUPS, MAX_HEARTBEAT, MAX_NOTIFICATION};
+use super::{MAX_BLOCKS, MAX_GROUPS, MAX_HEARTBEAT, MAX_NOTIFICATION, MAX_RANKS};
 use crate::connector::{MAX_ENGINE_ID, MAX_REQUEST_ID};
 use crate::error::{Error, Result, Status, bail};
 use crate::msgpack::{Reader, Writer};
@@ -228,6 +228,17 @@ impl PushRegistration {
             ("remote_host", &self.remote_host),
         ] {
             fits(what, text.len(), MAX_ENGINE_ID)?;
+        }
+        for (what, ranks) in [
+            ("decode_tp_size", self.decode_tp_size),
+            ("remote_tp_size", self.remote_tp_size),
+            ("remote_pp_size", self.remote_pp_size),
+        ] {
+            if !(1..=MAX_RANKS).contains(&ranks) {
+                return Err(Error::invalid(format!(
+                    "{what}: {ranks} is not in 1 to {MAX_RANKS}"
+                )));
+            }
         }
         fits("transfer groups", self.local_block_ids.len(), MAX_GROUPS)?;
         fits(

@@ -28,8 +28,8 @@
 //!
 //! # Without libzmq
 //!
-//! The library has libzmq in it, for the server of the block pool, but this room speaks the wire protocol
-//! itself ([`zmtp`]): an engine lives in this process. libzmq aborts the process when descriptors
+//! The crate has libzmq, for the server of the block pool and for tests, but this room speaks the wire
+//! protocol itself ([`zmtp`]): an engine lives in this process. libzmq aborts the process when descriptors
 //! run out, has no limit on connections, does not survive a fork, and tells a client nothing when nobody
 //! listens. The part of the protocol that is needed is small, and the loop of `tcp` serves it.
 //!

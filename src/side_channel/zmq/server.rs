@@ -213,6 +213,7 @@ impl Client {
         let clock = zmtp::message(&[&Clock::now().encode()]);
         self.out.push_back(Arc::new(clock));
         (self.since, self.sent) = (Instant::now(), 0);
+        self.deadline = Some(self.since + self.timeout);
         self.answered = true;
     }
 

@@ -26,6 +26,9 @@ const COMMAND: u8 = 4;
 /// Longest command. READY carries a few short properties.
 const MAX_COMMAND: usize = 4096;
 
+/// Longer than any name of a socket's type.
+const MAX_SOCKET_TYPE: usize = 16;
+
 /// What is sent first.
 pub fn greeting() -> Vec<u8> {
     let mut bytes = vec![0; GREETING];
@@ -332,6 +335,13 @@ fn socket_type(mut properties: &[u8]) -> Result<String> {
         }
         let (value, rest) = rest.split_at(len);
         if name.eq_ignore_ascii_case(b"Socket-Type") {
+            if value.len() > MAX_SOCKET_TYPE {
+                bail!(
+                    Status::PeerIncompatible,
+                    "a socket type of {} bytes",
+                    value.len()
+                );
+            }
             return Ok(String::from_utf8_lossy(value).into_owned());
         }
         properties = rest;

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "kvferry/result.hpp"
 #include "kvferry/views.hpp"
@@ -14,7 +15,7 @@ namespace kvferry {
 // How to listen; see kvf_side_channel_options. What is left at its default is the library's
 // default.
 struct side_channel_options {
-  std::string kind;  // "tcp"
+  std::string kind;  // "tcp", which is the default, or "zmq"
   std::string host;  // 127.0.0.1
   std::uint16_t port = 0;
   std::uint32_t max_connections = 0;
@@ -27,6 +28,25 @@ struct request_options {
   std::string kind;
   std::chrono::milliseconds timeout{0};
   std::uint64_t max_bytes = 0;
+};
+
+// A rank of an engine: its pipeline stage, and its tensor-parallel rank in it.
+struct engine_rank {
+  std::uint32_t pp = 0;
+  std::uint32_t tp = 0;
+};
+
+// The metadata of one rank; the bytes are the caller's.
+struct rank_payload {
+  engine_rank rank;
+  byte_view metadata;
+};
+
+// What a listener says about one rank. The clock is known where rtt_s is not negative: it is the
+// listener's monotonic clock less ours, and how long the question took.
+struct rank_answer {
+  bytes metadata;
+  kvf_clock_sample clock{0.0, -1.0};
 };
 
 namespace detail {
@@ -62,6 +82,21 @@ class side_channel {
     return detail::done(kvf_side_channel_set_metadata(handle(), metadata.data(), metadata.size()));
   }
 
+  // The metadata of one rank. With "tcp" there is only the first.
+  result<void> try_set_rank_metadata(engine_rank rank, byte_view metadata) {
+    return detail::done(kvf_side_channel_set_rank_metadata(handle(), rank.pp, rank.tp,
+                                                           metadata.data(), metadata.size()));
+  }
+
+  // The metadata of all ranks at once; those that are not among them have none.
+  result<void> try_replace_ranks(const std::vector<rank_payload>& ranks) {
+    std::vector<kvf_rank_payload> all;
+    all.reserve(ranks.size());
+    for (const auto& r : ranks)
+      all.push_back({r.rank.pp, r.rank.tp, r.metadata.data(), r.metadata.size()});
+    return detail::done(kvf_side_channel_replace_ranks(handle(), all.data(), all.size()));
+  }
+
   result<std::uint16_t> try_port() const {
     std::uint16_t port = 0;
     const kvf_status s = kvf_side_channel_address(handle(), nullptr, &port);
@@ -91,6 +126,10 @@ class side_channel {
     return try_listen(metadata, options).value();
   }
   void set_metadata(byte_view metadata) { try_set_metadata(metadata).value(); }
+  void set_rank_metadata(engine_rank rank, byte_view metadata) {
+    try_set_rank_metadata(rank, metadata).value();
+  }
+  void replace_ranks(const std::vector<rank_payload>& ranks) { try_replace_ranks(ranks).value(); }
   std::uint16_t port() const { return try_port().value(); }
   std::string host() const { return try_host().value(); }
   bool is_running() const { return try_is_running().value(); }
@@ -112,7 +151,26 @@ inline result<bytes> try_request_metadata(const std::string& host, std::uint16_t
   return detail::to_bytes(metadata);
 }
 
+// Asks a listener for the metadata of one rank, and for its clock, once. The kind is "zmq" unless the
+// options name another.
+inline result<rank_answer> try_request_rank(const std::string& host, std::uint16_t port,
+                                            engine_rank rank, const request_options& options = {}) {
+  detail::buffer metadata;
+  rank_answer answer;
+  const kvf_status s = kvf_side_channel_request_rank(
+      options.kind.empty() ? "zmq" : options.kind.c_str(), host.c_str(), port, rank.pp, rank.tp,
+      detail::ticks<std::uint64_t>(options.timeout), options.max_bytes, &metadata, &answer.clock);
+  if (s != KVF_OK) return detail::last(s);
+  answer.metadata = detail::to_bytes(metadata);
+  return answer;
+}
+
 #if KVFERRY_EXCEPTIONS
+inline rank_answer request_rank(const std::string& host, std::uint16_t port, engine_rank rank,
+                                const request_options& options = {}) {
+  return try_request_rank(host, port, rank, options).value();
+}
+
 inline bytes request_metadata(const std::string& host, std::uint16_t port,
                               const request_options& options = {}) {
   return try_request_metadata(host, port, options).value();
