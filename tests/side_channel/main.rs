@@ -6,3 +6,4 @@ mod oracle;
 mod requests;
 mod support;
 mod zmq;
+mod zmq_by_hand;

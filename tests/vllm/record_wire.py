@@ -1,4 +1,4 @@
-"""Records what stock vLLM's NIXL connector puts on the wire, for tests/connector_wire.rs.
+"""Records what stock vLLM's NIXL connector puts on the wire, for tests/connector_wire/.
 
     VLLM_PYTHON tests/vllm/record_wire.py > tests/vllm/data/wire.json
 

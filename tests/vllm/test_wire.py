@@ -34,7 +34,7 @@ DOCS = HERE.parent.parent / "docs" / "wire.md"
 
 
 def example(name: str) -> bytes:
-    """The bytes of an example of docs/wire.md; tests/connector_wire.rs has our encoder make the same."""
+    """The bytes of an example of docs/wire.md; tests/connector_wire/ has our encoder make the same."""
     block = re.search(rf"<!-- bytes: {re.escape(name)} -->\n```text\n(.*?)```", DOCS.read_text(), re.DOTALL)
     digits = "".join(line.partition("  #")[0] for line in block[1].splitlines())
     return bytes.fromhex(digits)
@@ -155,7 +155,7 @@ def test_sockets_that_ask_otherwise():
 
 
 def test_what_was_recorded_is_what_this_vllm_says():
-    """tests/vllm/data/wire.json, on which tests/connector_wire.rs stands."""
+    """tests/vllm/data/wire.json, on which tests/connector_wire/ stands."""
     sys.path.insert(0, str(HERE))
     try:
         import record_wire

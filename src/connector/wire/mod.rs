@@ -8,6 +8,7 @@
 //! encoder writes what stock vLLM's would, byte for byte.
 
 mod compat;
+mod map;
 mod metadata;
 mod notification;
 mod payload;

@@ -7,7 +7,7 @@
 //! | `HB:ID,ID,…` | consumer | producer | keep these requests of yours |
 //! | `PUSH_REG:` and a map | consumer, push | producer | write my request there |
 
-use super::metadata::{fits, list, read_map, require, size_of};
+use super::map::{fits, list, read_map, require, size_of};
 use super::{MAX_BLOCKS, MAX_GROUPS, MAX_HEARTBEAT, MAX_NOTIFICATION, MAX_RANKS};
 use crate::connector::{MAX_ENGINE_ID, MAX_REQUEST_ID};
 use crate::error::{Error, Result, Status, bail};

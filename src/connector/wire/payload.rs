@@ -1,7 +1,7 @@
 //! The outer map of the handshake: the hash first, so that what follows it is only read when the two
 //! engines are of a kind.
 
-use super::metadata::{fits, read_map, require};
+use super::map::{fits, read_map, require};
 use super::{AgentMetadata, MAX_NAME, MAX_PAYLOAD};
 use crate::error::{Result, Status, bail};
 use crate::msgpack::Writer;
