@@ -294,3 +294,161 @@ unsafe fn state(s: *const kvf_kv_state) -> Result<StateSizes> {
     }?;
     StateSizes::stated(stated, conv, s.conv_elem_bytes, ssm, s.ssm_elem_bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zeroed<T: Copy>() -> T {
+        // SAFETY: used with structs of integers and raw pointers only.
+        unsafe { std::mem::zeroed() }
+    }
+
+    #[test]
+    fn a_hybrid_cache_is_read() {
+        let sub = [32u32, 8, 8];
+        let state = kvf_kv_state {
+            kind: KVF_STATE_STATED,
+            conv_rows: 3,
+            conv_elem_bytes: 2,
+            ssm_shape: [4, 8, 8, 0],
+            ssm_dims: 3,
+            ssm_elem_bytes: 4,
+            conv_channels: sub.as_ptr(),
+            conv_channels_len: 3,
+            ..zeroed()
+        };
+        let attention = kvf_kv_tensor {
+            layer: c"layers.0".as_ptr(),
+            address: 0x1000,
+            elem_bytes: 2,
+            shape: [6, 4, 16, 32, 0],
+            strides: [4096, 1024, 64, 2, 0],
+            dims: 4,
+            k_head_size: 16,
+            ..zeroed()
+        };
+        let mamba = kvf_kv_tensor {
+            layer: c"layers.1".as_ptr(),
+            group: 1,
+            content: KVF_CONTENT_STATE,
+            storage_address: 0x800,
+            storage_bytes: 0x10000,
+            mem_kind: 1,
+            device: 3,
+            state: &state,
+            ..attention
+        };
+        let groups = [
+            kvf_group {
+                tokens_per_block: 32,
+                ..zeroed()
+            },
+            kvf_group {
+                kind: super::super::layout::KVF_GROUP_STATE,
+                ..zeroed()
+            },
+        ];
+        let tensors = [attention, mamba];
+        let cache = kvf_kv_cache {
+            struct_size: size_of::<kvf_kv_cache>() as u32,
+            kv_heads: 4,
+            tensors: tensors.as_ptr(),
+            tensors_len: 2,
+            groups: groups.as_ptr(),
+            groups_len: 2,
+            num_blocks: 3,
+            blocks_per_logical: 2,
+            block_tokens: 16,
+            ..zeroed()
+        };
+        // SAFETY: all pointers are to live values.
+        let read = |c: &kvf_kv_cache| unsafe { kv_cache(c, Mode::Push) };
+        let got = read(&cache).unwrap();
+        assert_eq!(
+            (got.layout.as_str(), got.attn_backend.as_str()),
+            ("LBHNC", "")
+        );
+        assert_eq!(
+            (got.mode, got.slab, got.pcp_size),
+            (Mode::Push, SlabOrder::Cells, 1)
+        );
+        assert_eq!(got.groups[0].kernel_blocks, 2);
+        let [a, m] = &got.tensors[..] else {
+            panic!("{got:?}")
+        };
+        let heads = HeadShape {
+            k_size: 16,
+            v_size: 16,
+            total: 0,
+        };
+        assert_eq!(a.content, Content::Heads(heads));
+        assert_eq!(a.dims, [(6, 4096), (4, 1024), (16, 64), (32, 2)]);
+        assert_eq!((a.storage.addr, a.storage.len), (0x1000, 0));
+        let Content::State(s) = &m.content else {
+            panic!("{m:?}")
+        };
+        assert_eq!(s.bytes(), (48 * 3 * 2, 4 * 64 * 4));
+        assert_eq!(
+            (m.storage.addr, m.storage.device, m.mem),
+            (0x800, 3, MemKind::Vram)
+        );
+
+        let says = |c: kvf_kv_cache, word: &str| {
+            let e = read(&c).unwrap_err();
+            assert!(e.message().contains(word), "{e}");
+        };
+        says(kvf_kv_cache { mla: 2, ..cache }, "mla is 2");
+        says(
+            kvf_kv_cache {
+                slab_order: 3,
+                ..cache
+            },
+            "slab order 3",
+        );
+        says(
+            kvf_kv_cache {
+                tensors: std::ptr::null(),
+                ..cache
+            },
+            "tensors is NULL",
+        );
+        for (tensor, word) in [
+            (
+                kvf_kv_tensor {
+                    dims: 6,
+                    ..attention
+                },
+                "tensors[0]: dims is 6",
+            ),
+            (
+                kvf_kv_tensor {
+                    content: 3,
+                    ..attention
+                },
+                "content 3",
+            ),
+            (
+                kvf_kv_tensor {
+                    layer: std::ptr::null(),
+                    ..attention
+                },
+                "layer is NULL",
+            ),
+            (
+                kvf_kv_tensor {
+                    state: std::ptr::null(),
+                    ..mamba
+                },
+                "state is NULL",
+            ),
+        ] {
+            let one = kvf_kv_cache {
+                tensors: &tensor,
+                tensors_len: 1,
+                ..cache
+            };
+            says(one, word);
+        }
+    }
+}

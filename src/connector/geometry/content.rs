@@ -92,17 +92,27 @@ impl Attention {
         })
     }
 
-    /// Bytes from its first to the end of its last cell in a block of such a rank, if it is the only
-    /// layer there.
-    pub fn extent(&self, rows: u64, heads: u64) -> u64 {
-        heads * rows * self.cells.cell
+    /// Where the last cell ends in a block of a region that has `heads` heads of the layer.
+    pub fn end(&self, at: &Placed, heads: u64, rows: u64) -> u64 {
+        let reach = |count: u64, stride: u64| (count - 1).saturating_mul(stride);
+        at.offset
+            .saturating_add(reach(heads, at.head_stride))
+            .saturating_add(reach(rows, at.row_stride))
+            .saturating_add(self.cells.cell)
     }
 
-    /// Whether the region is told to be of shorter blocks than the layer has: layers of different pages
-    /// lie over each other, and one length is told for all of them.
-    pub fn is_cut_short(&self) -> bool {
+    /// Whether our own region is told to be of shorter blocks than the layer has: layers of different
+    /// pages lie over each other, and one length is told for all of them.
+    pub fn is_cut_short(&self, mine: PhysicalOrder) -> bool {
         let c = &self.cells;
-        self.offset + self.extent(c.rows, 1) > self.len
+        let heads = if mine.is_by_head() { 1 } else { c.head_count() };
+        let here = Placed {
+            offset: self.offset,
+            head_stride: c.head_stride,
+            row_stride: c.row_stride,
+            len: self.len,
+        };
+        self.end(&here, heads, c.rows) > self.len
     }
 
     /// How many layers share a head of a block, if nothing else is in the region's blocks.

@@ -168,7 +168,7 @@ impl Model {
         let mine = self.how.order;
         let mut at = content.place(mine, count.into(), rows, target.how.order)?;
         if let Some((offset, len)) = target.packed[number] {
-            let needed = rows * content.cells.cell;
+            let needed = rows.saturating_mul(content.cells.cell);
             if content.cells.heads.is_some() || len < needed {
                 bail!(
                     Status::PeerIncompatible,
@@ -178,15 +178,16 @@ impl Model {
             }
             (at.offset, at.row_stride) = (offset, content.cells.cell);
         }
-        let extent = at.offset + content.extent(rows, count.into());
+        let by_head = target.how.order.is_by_head();
+        let end = content.end(&at, if by_head { 1 } else { count.into() }, rows);
         for (i, &region) in home.iter().enumerate() {
-            if content.is_cut_short() {
+            if content.is_cut_short(mine) {
                 let page = &mut out.regions[region].page_len;
-                *page = extent.max(*page);
+                *page = end.max(*page);
             }
             let len = target.regions[region].page_len;
-            let fits = len == at.len || target.loose || target.packed[number].is_some();
-            if !fits {
+            let longer = (target.loose || target.packed[number].is_some()) && len >= end;
+            if len != at.len && !longer {
                 bail!(
                     Status::PeerIncompatible,
                     "block_lens of region {region} ({}): {len}, and {} follows from {} here, with {count} of \
@@ -198,7 +199,6 @@ impl Model {
                     content.cells.rows
                 );
             }
-            let by_head = target.how.order.is_by_head();
             let base = Part {
                 region: region as u32,
                 heads_total: total,

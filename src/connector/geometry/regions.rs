@@ -283,7 +283,11 @@ fn cut(cache: &KvCache, rules: &Rules, layer: &Layer, storage: MemDesc) -> Resul
     }
     let all = v.blocks.saturating_mul(v.stride);
     // An allocation may be rounded up by less than a block.
-    let holds_just_the_blocks = storage.len.checked_sub(all).is_some_and(|r| r < v.stride);
+    // A layer that reaches from one row into the next is in no row.
+    let offset = t.address.checked_sub(storage.addr);
+    let in_row = offset.is_some_and(|o| o.saturating_add(needed) <= v.stride);
+    let holds_just_the_blocks =
+        storage.len.checked_sub(all).is_some_and(|r| r < v.stride) && (in_row || v.dense);
     let row = (storage.addr, v.stride, v.stride);
     let own_page = (t.address, v.page, v.stride);
     let told = rules.tell_layers && rules.block_outermost && rules.packed && is_latent(t);
@@ -291,20 +295,19 @@ fn cut(cache: &KvCache, rules: &Rules, layer: &Layer, storage: MemDesc) -> Resul
         return one(own_page);
     }
     if holds_just_the_blocks && told {
-        let offset = t.address.checked_sub(storage.addr);
-        return match offset {
-            Some(offset) if offset.saturating_add(v.page) <= v.stride => Ok(Cut {
-                pieces: vec![row],
-                packed: Some(offset),
-            }),
-            _ => bail!(
+        if !in_row {
+            bail!(
                 Status::InvalidArgument,
                 "address {:#x} is outside the first row of {} bytes at {:#x}",
                 t.address,
                 v.stride,
                 storage.addr
-            ),
-        };
+            );
+        }
+        return Ok(Cut {
+            pieces: vec![row],
+            packed: offset,
+        });
     }
     if holds_just_the_blocks {
         return one(if v.dense { own_page } else { row });

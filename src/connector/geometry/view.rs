@@ -233,6 +233,9 @@ fn attention(
         [] => page,
     };
     enough_blocks(tensor, blocks)?;
+    if let [(n, s)] = tensor.dims[..] {
+        flat_holds(n.saturating_mul(s), blocks, page)?;
+    }
     let dense = match tensor.dims.len() {
         0 => !order.is_by_head() && page == content,
         1 => false,
@@ -314,6 +317,17 @@ fn stated_cells(tensor: &KvTensor, heads: u64) -> Result<Option<Stated>> {
         cell: cell_dim.0 * elem,
         strides: (head_dim.1, row_dim.1),
     }))
+}
+
+/// A flat view has room for the blocks.
+fn flat_holds(bytes: u64, blocks: u64, page: u64) -> Result<()> {
+    if bytes < blocks.saturating_mul(page) {
+        bail!(
+            Status::InvalidArgument,
+            "a flat view of {bytes} bytes for {blocks} blocks of {page}"
+        );
+    }
+    Ok(())
 }
 
 /// Whether dimensions follow each other without holes.
