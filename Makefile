@@ -10,8 +10,8 @@ export PREFIX DESTDIR LIBDIR
 
 # Stages share the machine's cores and say how long they took: one at a time, also under make -j.
 .NOTPARALLEL:
-.PHONY: help tools venv build header header-check demo test test-rust test-c test-python bench fuzz \
-	lint install clean
+.PHONY: help tools venv venv-vllm build header header-check demo test test-rust test-c test-python \
+	test-vllm bench fuzz lint install clean
 
 help: ## this list
 	@echo "kvferry: moves KV caches between inference engines. Targets:"
@@ -31,6 +31,9 @@ test-c: build venv ## the C and C++ tests
 
 test-python: build venv ## the Python tests
 	@scripts/test-python.sh $(ARGS)
+
+test-vllm: build venv venv-vllm ## real vLLM engines, ours and stock (not part of make test: a large download; ARGS=--all for everything)
+	@scripts/test-vllm.sh $(ARGS)
 
 build: tools ## the release library, target/release/libkvferry.so
 	@scripts/build.sh
@@ -64,3 +67,7 @@ tools:
 # The private Python environment with NIXL's wheel.
 venv: tools
 	@scripts/venv.sh
+
+# The environment with vLLM's CPU build.
+venv-vllm: tools
+	@scripts/venv-vllm.sh

@@ -1,4 +1,8 @@
-//! Writes the C header and gives the shared library its SONAME.
+//! Writes the C header, compiles the messages of kv_cache_server (proto/compile.rs), and gives the shared
+//! library its SONAME.
+
+#[path = "proto/compile.rs"]
+mod proto;
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -8,7 +12,7 @@ use std::{env, fs};
 const ABI_VERSION: u32 = 0;
 
 /// The sections of the header in reading order: a file of src/capi each, and its heading.
-const SECTIONS: [(&str, &str); 17] = [
+const SECTIONS: [(&str, &str); 18] = [
     ("status", "Status and errors"),
     ("library", "The library"),
     ("logging", "Logging"),
@@ -25,6 +29,7 @@ const SECTIONS: [(&str, &str); 17] = [
     ("worker", "Connector: the half in each rank"),
     ("block_pool", "Block pool"),
     ("block_cache", "Block pool: cached prefixes and events"),
+    ("pool_client", "Block pool in a server"),
     ("doctor", "What there is to work with"),
 ];
 
@@ -37,6 +42,8 @@ fn main() {
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libkvferry.so.{ABI_VERSION}");
     // dlclose() leaves the library where it is: objects may still have threads in it.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
+
+    proto::compile();
 
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let fresh = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo")).join("kvferry.h");

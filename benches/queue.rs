@@ -3,169 +3,50 @@
 //!
 //! A request has 118, 512 or 2,048 blocks in 160 regions of pages of 8 KiB: a model of 80 layers with K
 //! and V apart. Its blocks lie in a row on both sides, or scattered so that nothing merges. Source and
-//! sink are in one process or in two. Memory is a window of 256 MiB on either side that is mapped over
+//! sink are two processes. Memory is a window of 256 MiB on either side that is mapped over
 //! and over, so that the largest request (2.7 GB) needs no such machine; more than the caches hold.
 //!
-//! `cargo bench --bench queue [-- local|nixl|…]`; `KVF_TEST_NIXL` names libnixl_capi.so. Without NIXL
-//! only the built-in transport is measured, and that is said.
+//! `cargo bench --bench queue [-- local|nixl slice_descriptors=N slice_bytes=N]`; `KVF_TEST_NIXL` names
+//! libnixl_capi.so. Without NIXL only the built-in transport is measured, and that is said.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvferry::agent::Agent;
 use kvferry::error::Status;
 use kvferry::layout::GroupKind;
-use kvferry::memory::{MemDesc, MemKind};
+use kvferry::memory::MemKind;
 use kvferry::plan::*;
 use kvferry::queue::*;
-use kvferry::transport::AgentOptions;
+
+#[path = "support/pair.rs"]
+mod pair;
+use pair::*;
 
 const REGIONS: u64 = 160;
 const PAGE: u64 = 8192;
 const POOL: u64 = 4096;
 const ROW: u64 = POOL * PAGE;
-const WINDOW: usize = 256 << 20;
+const LEN: usize = (REGIONS * ROW) as usize;
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    if let [flag, transport] = &args[..] {
-        if flag == "--source" {
-            return source(transport);
-        }
+    if serves_as_source() {
+        return;
     }
-    let wanted = |name: &str| {
-        let mut names = args.iter().filter(|a| !a.starts_with('-')).peekable();
-        names.peek().is_none() || names.any(|n| n == name)
+    for transport in transports() {
+        measure(transport);
+    }
+}
+
+/// What is given as `slice_descriptors=N` and `slice_bytes=N`; else the defaults.
+fn options() -> QueueOptions {
+    let given = |name: &str| {
+        std::env::args().find_map(|arg| arg.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
     };
-    for transport in ["local", "nixl"] {
-        if !wanted(transport) {
-            continue;
-        }
-        if transport == "nixl" {
-            if let Some(why) = kvferry::transport::nixl::probe(library().as_deref()).error {
-                println!("no NIXL: {why}");
-                continue;
-            }
-        }
-        for processes in [1, 2] {
-            measure(transport, processes);
-        }
+    QueueOptions {
+        slice_descriptors: given("slice_descriptors").unwrap_or(0),
+        slice_bytes: given("slice_bytes").unwrap_or(0) as u64,
+        ..QueueOptions::default()
     }
-}
-
-fn library() -> Option<String> {
-    std::env::var("KVF_TEST_NIXL")
-        .ok()
-        .filter(|v| !v.is_empty())
-}
-
-fn agent(transport: &str, name: &str) -> Agent {
-    Agent::create(&AgentOptions {
-        name: format!("{name}-{}", std::process::id()),
-        transport: transport.into(),
-        nixl_library: library(),
-        ..AgentOptions::default()
-    })
-    .expect("an agent")
-}
-
-/// Address space for all regions, backed by one window.
-fn memory(agent: &Agent, byte: u8) -> u64 {
-    let len = (REGIONS * ROW) as usize;
-    let (any, rw) = (std::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE);
-    // SAFETY: new mappings at places of the system's choice, and then inside the first of them.
-    unsafe {
-        let fd = libc::memfd_create(c"kvferry-bench".as_ptr(), 0);
-        assert!(fd >= 0 && libc::ftruncate(fd, WINDOW as i64) == 0);
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let base = libc::mmap(any, len, libc::PROT_NONE, flags, -1, 0);
-        assert!(base != libc::MAP_FAILED);
-        for at in (0..len).step_by(WINDOW) {
-            let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-            let here = libc::mmap(base.add(at), WINDOW.min(len - at), rw, flags, fd, 0);
-            assert!(here != libc::MAP_FAILED);
-        }
-        std::ptr::write_bytes(base.cast::<u8>(), byte, WINDOW);
-        libc::close(fd);
-        let desc = MemDesc {
-            addr: base as u64,
-            len: len as u64,
-            device: 0,
-        };
-        agent
-            .register(MemKind::Dram, &[desc.into()], &[])
-            .expect("registering");
-        base as u64
-    }
-}
-
-/// The other process: prints where its memory is and how to reach it, and stays until the pipe closes.
-fn source(transport: &str) {
-    let agent = agent(transport, "source");
-    let base = memory(&agent, 1);
-    let metadata: String = agent
-        .metadata()
-        .expect("metadata")
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    println!("{base} {metadata}");
-    std::io::stdout().flush().expect("the pipe");
-    let (gone, closed) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let _ = std::io::stdin().read_line(&mut String::new());
-        let _ = gone.send(());
-    });
-    while closed.recv_timeout(Duration::from_millis(5))
-        == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
-    {
-        let _ = agent.notifications(&[]);
-    }
-}
-
-/// Who holds the source's memory.
-enum Source {
-    Here(Agent),
-    There(Child),
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        if let Source::There(child) = self {
-            drop(child.stdin.take());
-            let _ = child.wait();
-        }
-    }
-}
-
-/// The source, its address and its metadata.
-fn start_source(transport: &str, processes: u32) -> (Source, u64, Vec<u8>) {
-    if processes == 1 {
-        let agent = agent(transport, "source");
-        let base = memory(&agent, 1);
-        let metadata = agent.metadata().expect("metadata");
-        return (Source::Here(agent), base, metadata);
-    }
-    let mut child = Command::new(std::env::current_exe().expect("this program"))
-        .args(["--source", transport])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("another process");
-    let mut line = String::new();
-    let out = child.stdout.take().expect("its output");
-    BufReader::new(out).read_line(&mut line).expect("a line");
-    let (base, hex) = line.trim().split_once(' ').expect("two words");
-    let metadata = (0..hex.len() / 2)
-        .map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("hex"))
-        .collect();
-    (
-        Source::There(child),
-        base.parse().expect("an address"),
-        metadata,
-    )
 }
 
 fn plan(local: u64, remote: u64) -> Plan {
@@ -218,23 +99,18 @@ fn ids(n: u64, scattered: bool) -> (Vec<u32>, Vec<u32>) {
     (walk(1237), walk(2801))
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 fn micros(since: Instant) -> f64 {
     since.elapsed().as_nanos() as f64 / 1000.0
 }
 
-fn measure(transport: &str, processes: u32) {
+fn measure(transport: &str) {
     let sink = Arc::new(agent(transport, "sink"));
-    let local = memory(&sink, 2);
-    let (source, remote, metadata) = start_source(transport, processes);
-    let name = sink.add_remote(&metadata).expect("loading metadata");
-    let plan = plan(local, remote);
-    let queue = Queue::create(sink.clone(), QueueOptions::default()).expect("a queue");
-    println!("\n{transport}, {processes} process(es)");
+    let local = memory(&sink, 2, LEN);
+    let source = Source::start_with(transport, LEN);
+    let name = sink.add_remote(&source.metadata).expect("loading metadata");
+    let plan = plan(local, source.base);
+    let queue = Queue::create(sink.clone(), options()).expect("a queue");
+    println!("\n{transport}, two processes");
     println!(
         "{:>6} {:>10} | {:>9} {:>10} {:>10} | {:>9} {:>8} {:>8} {:>11}",
         "blocks",
@@ -266,10 +142,6 @@ fn measure(transport: &str, processes: u32) {
         }
     }
     idle(&queue);
-    drop(queue);
-    if let Source::Here(agent) = &source {
-        let _ = agent.notifications(&[]);
-    }
 }
 
 fn row(queue: &Queue, submission: &Submission<'_>, blocks: u64, scattered: bool) {

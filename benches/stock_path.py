@@ -12,7 +12,8 @@ and ``add_remote_agent`` (prepared lists of them), ``_compute_desc_ids`` (indice
 ``_read_blocks`` (make_prepped_xfer, transfer) and ``_pop_done_transfers`` (check_xfer_state, telemetry,
 release), with the agent's options of its ``__init__``. Left out are its dictionaries, logs and checks.
 
-The other sides are ``Queue.submit`` and ``Queue.poll``; "C call" is ``kvf_queue_submit`` by itself, with
+The other sides are ``Queue.submit`` and ``Queue.poll`` of the Python package, and the same from C, in
+benches/c/queue_path.c (``KVF_BENCH_PROGRAMS`` is where scripts/bench.sh has built it); "C call" is ``kvf_queue_submit`` by itself, with
 its argument made before, and includes what ctypes takes for a call. Between polls the engine's thread
 sleeps 1 ms on all sides: it has other things to do.
 
@@ -36,6 +37,7 @@ REGIONS, PAGES, PAGE, WINDOW = 160, 40_960, 8192, 256 << 20
 ROW = PAGES * PAGE
 SHAPES = {118: 5, 512: 3, 2048: 2}  # blocks → requests in a round
 SIDES = ("stock", "nixl", "local")
+FROM_C = {"c-nixl": "nixl", "c-local": "local"}  # side → transport
 PAUSE = 1e-3
 
 
@@ -259,6 +261,20 @@ def sink(side: str) -> None:
     os._exit(0)
 
 
+def sink_in_c(side: str) -> dict:
+    """The same shapes by a C program, from a source like any other's."""
+    transport = FROM_C[side]
+    command = [sys.executable, __file__, "--source", transport]
+    program = os.path.join(os.environ["KVF_BENCH_PROGRAMS"], "queue_path")
+    env = {**os.environ, "KVF_NIXL_LIBRARY": os.environ.get("KVF_TEST_NIXL", "")}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
+        base, metadata, layout = json.loads(peer.stdout.readline())
+        run = subprocess.run([program, transport], input=f"{base} {metadata} {layout}\n", env=env,
+                             stdout=subprocess.PIPE, text=True, check=True)
+        peer.stdin.close()
+    return json.loads(run.stdout)
+
+
 def shape(end, blocks: int, scattered: bool, repeat: int) -> dict:
     local, remote = ids(blocks, scattered)
     rows = []
@@ -309,6 +325,21 @@ def tables(rounds: dict[str, list[dict]]) -> None:
               + f" | {c['nixl']:.1f} | {c['local']:.1f} | {sums['stock'] / sums['nixl']:,.0f} "
                 f"| {stock / c['nixl']:,.0f} |")
 
+    if rounds["c-nixl"]:
+        print("\n| engine thread from C, µs | stock: submit + polls | nixl: submit + polls (polls) "
+              "| local: submit + polls (polls) | stock / nixl | stock / local |")
+        print("|---|---|---|---|---|---|")
+        for i, (blocks, order) in enumerate(names):
+            sums, cells = {}, []
+            for side in ("stock", *FROM_C):
+                submit, polling = (mid(every(side, i, k)) * 1e6 for k in ("submit", "polling"))
+                sums[side] = submit + polling
+                text = f"{submit:,.0f} + {polling:,.0f}" if side == "stock" else (
+                    f"{submit:,.1f} + {polling:,.1f} ({mid(every(side, i, 'polls')):.0f})")
+                cells.append(text)
+            print(f"| {blocks:,} {order} | " + " | ".join(cells) + "".join(
+                f" | {sums['stock'] / sums[side]:,.0f}" for side in FROM_C) + " |")
+
     print("\n| submit to last byte, ms | stock | nixl | local | nixl / stock | local / stock |")
     print("|---|---|---|---|---|---|")
     for i, (blocks, order) in enumerate(names):
@@ -350,13 +381,17 @@ def main() -> int:
     if args.sink:
         sink(args.sink)
         return 0
-    rounds: dict[str, list[dict]] = {side: [] for side in SIDES}
+    sides = (*SIDES, *FROM_C) if "KVF_BENCH_PROGRAMS" in os.environ else SIDES
+    rounds: dict[str, list[dict]] = {side: [] for side in (*SIDES, *FROM_C)}
     print(f"{os.cpu_count()} CPUs; load {os.getloadavg()[0]:.1f} at the start")
     for number in range(args.rounds):
-        for side in SIDES[:: 1 if number % 2 == 0 else -1]:
-            run = subprocess.run([sys.executable, __file__, "--sink", side], stdout=subprocess.PIPE,
-                                 text=True, check=True)
-            rounds[side].append(json.loads(run.stdout.splitlines()[-1]))
+        for side in sides[:: 1 if number % 2 == 0 else -1]:
+            if side in FROM_C:
+                rounds[side].append(sink_in_c(side))
+            else:
+                run = subprocess.run([sys.executable, __file__, "--sink", side], stdout=subprocess.PIPE,
+                                     text=True, check=True)
+                rounds[side].append(json.loads(run.stdout.splitlines()[-1]))
             print(f"round {number + 1}, {side}: done, load {os.getloadavg()[0]:.1f}", file=sys.stderr,
                   flush=True)
     print(f"medians of {args.rounds} rounds; load {os.getloadavg()[0]:.1f} at the end")

@@ -1,12 +1,21 @@
 #!/usr/bin/env bash
 # Runs the benchmarks: every benches/*.py in the venv, then cargo bench when the crate has any.
-# With names as arguments (benches/NAME.py) it runs only those.
+# With names as arguments (benches/NAME.py) it runs only those. The programs in benches/c, which some of
+# them start, are built first.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 export_test_environment
 export_python_path
+
+# build/bench, against the release library.
+export KVF_BENCH_PROGRAMS=$KVF_ROOT/build/bench
+mkdir -p "$KVF_BENCH_PROGRAMS"
+for source in benches/c/*.c; do
+    "${CC:-cc}" -std=c11 -O2 -Wall -Wextra -Iinclude "$source" -o "$KVF_BENCH_PROGRAMS/$(basename "$source" .c)" \
+        -L"$KVF_TARGET/release" -lkvferry -Wl,-rpath,"$KVF_TARGET/release"
+done
 
 names=("$@")
 if [ ${#names[@]} -eq 0 ]; then

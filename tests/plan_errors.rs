@@ -125,6 +125,57 @@ fn layer_counts() {
     );
 }
 
+/// A hybrid model; the layers of each group in the order of the groups.
+fn grouped(groups: &[(GroupKind, &[u32])]) -> Layout {
+    let mut b = LayoutBuilder::new(Parallel::default());
+    for (kind, layers) in groups {
+        let window = if *kind == GroupKind::Full { 0 } else { 512 };
+        let g = b.group(Group {
+            kind: *kind,
+            window,
+            ..model().group
+        });
+        for layer in *layers {
+            b.dense(
+                g,
+                *layer,
+                shape(),
+                &[Span::host(u64::from(*layer) << 32, 10)],
+            )
+            .unwrap();
+        }
+    }
+    b.finish().unwrap()
+}
+
+#[test]
+fn groups_in_another_order() {
+    const FULL: GroupKind = GroupKind::Full;
+    const WINDOW: GroupKind = GroupKind::SlidingWindow;
+    refused(
+        &grouped(&[(FULL, &[0, 3]), (WINDOW, &[1, 2])]),
+        &[grouped(&[(WINDOW, &[1, 2]), (FULL, &[0, 3])])],
+        Status::Mismatch,
+        "layer 0, K is in group 0 (full attention) of the local engine and in group 1 (full attention) \
+         of the remote one: list the groups of both in the same order",
+    );
+    // Of one kind, only the layers tell.
+    refused(
+        &grouped(&[(WINDOW, &[0, 1]), (WINDOW, &[2, 3])]),
+        &[grouped(&[(WINDOW, &[2, 3]), (WINDOW, &[0, 1])])],
+        Status::Mismatch,
+        "layer 0, K is in group 0 (sliding window) of the local engine and in group 1 (sliding \
+         window) of the remote one: list the groups of both in the same order",
+    );
+    refused(
+        &grouped(&[(WINDOW, &[0, 1]), (WINDOW, &[2, 3])]),
+        &[grouped(&[(WINDOW, &[0, 3]), (WINDOW, &[2, 1])])],
+        Status::Mismatch,
+        "layer counts: group 0, layer 1, K is on the local consumer and on no rank given of the \
+         producer, which has that layer in group 1",
+    );
+}
+
 #[test]
 fn windows_and_group_counts() {
     let windowed = |window| {

@@ -1,96 +1,76 @@
-"""How many descriptors are left after merging, on block ids from vLLM's own BlockPool under churn.
+"""How many descriptors are left after merging, on block ids that a real vLLM engine handed out.
 
-    PYTHONPATH=bindings/python VLLM_PYTHON benches/vllm/merge_trace.py        (by hand: needs vLLM 0.32)
+    PYTHONPATH=bindings/python python benches/vllm/merge_trace.py [TRACE]
 
-Two pools, a producer's and a consumer's, as vLLM's block pool hands ids out and takes them back (freed
-last block first, as its KV cache manager does). The schedule is simulated, with a fixed seed: prompts
-of 16 to 2,048 blocks; the producer allocates a prompt in chunks of 128 blocks, several prompts by
-turns, and frees it when it has been read; the consumer allocates the whole prompt, then one block at a
-time for as long as it decodes, all its requests by turns, and frees in an order of chance. Counted are
-the descriptors of a request in 160 regions: stock vLLM has one for each block and region.
+The trace (traces/tiny-llama.txt; record_trace.py says how it was recorded) has for each request the
+blocks that vLLM's connector was given on the producer and those that it was to fill on the consumer.
+Counted are the descriptors of a request in 160 regions:
+
+- *stock*: one for each block and region, as vLLM's connector posts them;
+- *in order*: neighbours in the order of the lists merged, which a transfer library could do by itself;
+- *kvferry*: pairs sorted first, then merged, by the library's own plan.
 """
 
 from __future__ import annotations
 
-import os
-import random
 import statistics
-from types import SimpleNamespace
+import sys
+from pathlib import Path
 
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+import kvferry
 
-import kvferry  # noqa: E402
-from vllm.v1.core.block_pool import BlockPool  # noqa: E402
-
-REGIONS, PAGES = 160, 40_960
-SIZES = (16, 118, 512, 2048)
+REGIONS, PAGES, TOKENS = 160, 40_960, 32
+SIZES = ((1, 8), (9, 24), (25, 56), (57, 128))
 
 
 def rank(base: int) -> kvferry.Layout:
     regions = [kvferry.Region(base + i * PAGES * 8192, PAGES) for i in range(REGIONS)]
     dense = kvferry.DenseLayers(
-        kv_heads=4, k_head_size=64, elem_bytes=2, regions=regions, order="hnd", kv="regions")
-    return kvferry.Layout(groups=[kvferry.Group("full", 16)], dense=[dense])
+        kv_heads=4, k_head_size=64, elem_bytes=1, regions=regions, order="hnd", kv="regions")
+    return kvferry.Layout(groups=[kvferry.Group("full", TOKENS)], dense=[dense])
 
 
-class Churn:
-    def __init__(self, fill: float, seed: int):
-        self.rng = random.Random(seed)
-        self.producer, self.consumer = (
-            BlockPool(PAGES, enable_caching=False, hash_block_size=16) for _ in range(2))
-        self.fill = fill
-        self.prefilling, self.decoding = [], []
-
-    def used(self, pool) -> float:
-        return 1 - pool.get_num_free_blocks() / PAGES
-
-    def step(self):
-        """Goes on until a prompt is through; its size and block ids on both sides."""
-        while True:
-            while len(self.prefilling) < 4:
-                self.prefilling.append(SimpleNamespace(size=self.rng.choice(SIZES), blocks=[]))
-            self.decode()
-            prompt = self.rng.choice(self.prefilling)
-            more = min(128, prompt.size - len(prompt.blocks))
-            prompt.blocks += self.producer.get_new_blocks(more)
-            if len(prompt.blocks) < prompt.size:
-                continue
-            self.prefilling.remove(prompt)
-            while self.used(self.consumer) > self.fill - prompt.size / PAGES:
-                self.finish()
-            blocks = self.consumer.get_new_blocks(prompt.size)
-            ids = [b.block_id for b in blocks], [b.block_id for b in prompt.blocks]
-            self.decoding.append(blocks)
-            self.producer.free_blocks(reversed(prompt.blocks))
-            return prompt.size, ids
-
-    def decode(self):
-        for request in self.decoding:
-            if self.rng.random() < 0.25 and self.used(self.consumer) < self.fill:
-                request += self.consumer.get_new_blocks(1)
-
-    def finish(self):
-        request = self.decoding.pop(self.rng.randrange(len(self.decoding)))
-        self.consumer.free_blocks(reversed(request))
+def ids(text: str) -> list[int]:
+    out: list[int] = []
+    for piece in text.split(","):
+        first, _, last = piece.partition("-")
+        a, b = int(first), int(last or first)
+        out.extend(range(a, b + 1) if a <= b else range(a, b - 1, -1))
+    return out
 
 
-def main():
+def in_order(ours: list[int], theirs: list[int]) -> int:
+    """Runs of the pairs as they stand: the consumer's blocks are the last of the producer's."""
+    pairs = list(zip(ours, theirs[-len(ours):]))
+    return 1 + sum((a + 1, b + 1) != (c, d) for (a, b), (c, d) in zip(pairs, pairs[1:]))
+
+
+def main() -> int:
+    trace = Path(sys.argv[1] if sys.argv[1:] else Path(__file__).parent / "traces" / "tiny-llama.txt")
     plan = kvferry.Plan(rank(1 << 40), [rank(1 << 41)])
-    print("| consumer's pool in use | blocks | requests | stock | kvferry, median (least, most) | ratio |")
-    print("|---|---|---|---|---|---|")
-    for fill in (0.5, 0.95):
-        churn, found = Churn(fill, 7), {size: [] for size in SIZES}
-        for number in range(1500):
-            size, ids = churn.step()
-            if number >= 500:  # the pools have been through once by then
-                stats = plan.stats([ids])
-                assert stats.ranges_before == size * REGIONS
-                found[size].append(stats.ranges)
-        for size, ranges in found.items():
-            middle = statistics.median(ranges)
-            print(f"| {fill:.0%} | {size:,} | {len(ranges)} | {size * REGIONS:,} | {middle:,.0f} "
-                  f"({min(ranges):,}, {max(ranges):,}) | {size * REGIONS / middle:.1f} |")
+    found: dict[tuple[int, int], list[tuple[int, int, int]]] = {size: [] for size in SIZES}
+    for line in trace.read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        _, tokens, theirs, ours = line.split()
+        local, remote = ids(ours), ids(theirs)
+        stats = plan.stats([(local, remote)])
+        assert stats.ranges_before == len(local) * REGIONS
+        size = next(s for s in SIZES if s[0] <= len(local) <= s[1])
+        found[size].append((stats.ranges_before, in_order(local, remote) * REGIONS, stats.ranges))
+    print("| blocks to fetch | requests | stock | in order | kvferry | stock / kvferry, mean "
+          "| median (least, most) |")
+    print("|---|---|---|---|---|---|---|")
+    rows = [*found.items(), ((SIZES[0][0], SIZES[-1][1]), sum(found.values(), []))]
+    for (least, most), counts in rows:
+        if not counts:
+            continue
+        stock, plain, ours = (statistics.mean(column) for column in zip(*counts))
+        ratios = [before / after for before, _, after in counts]
+        print(f"| {least} to {most} | {len(counts)} | {stock:,.0f} | {plain:,.0f} | {ours:,.0f} "
+              f"| {stock / ours:.2f} | {statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f}) |")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

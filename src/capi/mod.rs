@@ -23,6 +23,7 @@ pub mod logging;
 pub mod memory;
 pub mod output;
 pub mod plan;
+pub mod pool_client;
 pub mod queue;
 pub mod scheduler;
 pub mod side_channel;

@@ -28,6 +28,7 @@ impl Plan {
                 .map_err(|e| e.context(format_args!("remotes[{i}]")))?;
         }
         let remote = check_engine(remotes)?;
+        check_group_order(local, remotes)?;
         let mut out = PlanBuilder::new(options.direction);
         (out.local, out.remote) = (local.parallel, remote.parallel);
         for geometry in match_groups(local, remotes, options)? {
@@ -93,6 +94,38 @@ fn check_engine(remotes: &[Layout]) -> Result<&Layout> {
         }
     }
     Ok(first)
+}
+
+/// Refuses engines that number their groups differently, which [`match_groups`] and the join would
+/// only report as kinds or layers that differ.
+///
+/// They are not paired by content instead: the block lists of a request come in the order of each
+/// engine's groups, and lists of the wrong group are ids like any others.
+fn check_group_order(local: &Layout, remotes: &[Layout]) -> Result<()> {
+    for (i, group) in local.groups.iter().enumerate() {
+        let Some(part) = local.parts.iter().find(|p| p.group as usize == i) else {
+            continue;
+        };
+        let remote = || remotes.iter().flat_map(|r| &r.parts);
+        let same = |p: &&Part| (p.layer, p.role) == (part.layer, part.role);
+        if remote().any(|p| same(&p) && p.group == part.group) {
+            continue;
+        }
+        if let Some(other) = remote().find(same) {
+            let theirs = &remotes[0].groups[other.group as usize];
+            bail!(
+                Status::Mismatch,
+                "layer {}, {} is in group {i} ({}) of the local engine and in group {} ({}) of the \
+                 remote one: list the groups of both in the same order",
+                part.layer,
+                part.role.name(),
+                group.kind.name(),
+                other.group,
+                theirs.kind.name()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Pairs the groups by index.

@@ -90,6 +90,13 @@ impl<'a> Producers<'a> {
         }
     }
 
+    /// A group in which these ranks have a role of a layer.
+    fn group_of(&self, layer: u32, role: Role) -> Option<u32> {
+        let mut parts = self.ranks.iter().flat_map(|rank| &rank.layout.parts);
+        let found = parts.find(|p| (p.layer, p.role) == (layer, role));
+        found.map(|p| p.group)
+    }
+
     /// Adds the ranks whose layouts were not given, where the given ones hold their heads by the
     /// usual rule. Without that a choice between several holders would depend on who was given.
     fn complete(&self, holders: &mut Vec<Holder>, heads_total: u32) {
@@ -212,8 +219,9 @@ impl<'a> Join<'a> {
             let holders = self.holders(k, consumer.part(start), &found)?;
             start = at.end;
             if holders.is_empty() {
+                let elsewhere = producers.group_of(k.1, k.2);
                 // A stage of the local engine pushes its own layers only.
-                if !self.consumer_is_local && producers.pp_size > 1 {
+                if !self.consumer_is_local && producers.pp_size > 1 && elsewhere.is_none() {
                     continue;
                 }
                 let name = if self.consumer_is_local {
@@ -221,9 +229,13 @@ impl<'a> Join<'a> {
                 } else {
                     "remote"
                 };
+                let elsewhere = elsewhere.map_or(String::new(), |group| {
+                    format!(", which has that layer in group {group}")
+                });
                 bail!(
                     Status::Mismatch,
-                    "layer counts: {} is on the {name} consumer and on no rank given of the producer",
+                    "layer counts: {} is on the {name} consumer and on no rank given of the \
+                     producer{elsewhere}",
                     place(k)
                 );
             }

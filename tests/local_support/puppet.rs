@@ -119,6 +119,19 @@ pub fn unhex(text: &str) -> Vec<u8> {
         .collect()
 }
 
+/// Changes options to NIXL over these UCX transports; empty is UCX's choice.
+pub fn over_nixl(options: &mut AgentOptions, tls: &str) {
+    let params = match tls {
+        "" => Vec::new(),
+        tls => vec![("engine_config".to_string(), format!("TLS={tls}"))],
+    };
+    options.transport = "nixl".into();
+    options.backends = Some(vec![("UCX".into(), params)]);
+    options.nixl_library = std::env::var("KVF_TEST_NIXL")
+        .ok()
+        .filter(|v| !v.is_empty());
+}
+
 /// What `puppet_main` of a test binary does; returns at once in the test process itself.
 pub fn main() {
     let Ok(name) = std::env::var("KVF_PUPPET") else {
@@ -128,6 +141,9 @@ pub fn main() {
     let mut options = options(&name);
     if std::env::var("KVF_PUPPET_CALLER").is_ok() {
         options.progress = Progress::Caller;
+    }
+    if let Ok(tls) = std::env::var("KVF_PUPPET_NIXL") {
+        over_nixl(&mut options, &tls);
     }
     let agent = transport::create(&options).unwrap();
     let mut buffer = Buffer::filled(len, 1);

@@ -1,0 +1,61 @@
+"""A vLLM plugin for tests only: damages the KV cache of an engine on command.
+
+The engine is started with ``KVF_TEST_HOOKS`` naming a folder. A test that writes ``LAYER BLOCK`` into
+the file ``flip`` there has one bit of that block changed, and sees the file disappear when it is done.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import threading
+import time
+
+
+def register() -> None:
+    folder = os.environ.get("KVF_TEST_HOOKS")
+    if folder is None:
+        return
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+
+    if getattr(KVConnectorFactory, "kvf_test_hooks", False):
+        return
+    KVConnectorFactory.kvf_test_hooks = True
+    create = KVConnectorFactory.create_connector
+
+    def create_connector(config, role, kv_cache_config):
+        connector = create(config, role, kv_cache_config)
+        if role == KVConnectorRole.WORKER:
+            register_kv_caches = connector.register_kv_caches
+
+            def watched(kv_caches):
+                register_kv_caches(kv_caches)
+                watch = (kv_caches, pathlib.Path(folder))
+                threading.Thread(target=_obey, args=watch, daemon=True).start()
+
+            connector.register_kv_caches = watched
+        return connector
+
+    KVConnectorFactory.create_connector = create_connector
+
+
+def _obey(kv_caches, folder: pathlib.Path) -> None:
+    command = folder / "flip"
+    while True:
+        if command.exists():
+            layer, block = map(int, command.read_text().split())
+            _flip(sorted(kv_caches.items())[layer][1], block)
+            command.unlink()
+        time.sleep(0.02)
+
+
+def _flip(cache, block: int) -> None:
+    """Makes one value of the first head enormous: the highest bit of its exponent."""
+    import torch
+
+    content = cache[block, 0].reshape(-1)
+    assert content.data_ptr() == cache[block, 0].data_ptr(), "a copy would change nothing"
+    # The second half is values on vLLM's CPU backend. A value, and not a key, is in every sum.
+    where = content[content.numel() // 2 :][:1].view(torch.uint8)
+    where[-1] ^= 0x40
