@@ -59,7 +59,7 @@ static void serve(engine* e) {
   kvf_buffer payload;
   must(kvf_worker_payload(e->worker, &payload));
   /* ... to the process of the scheduler half, which serves all of its ranks ... */
-  kvf_rank_payload rank = {payload.data, payload.len, 0, 0};
+  kvf_rank_payload rank = {.data = payload.data, .len = payload.len}; /* of pp 0, tp 0 */
   must(kvf_scheduler_serve(e->scheduler, &rank, 1));
   kvf_buffer_free(&payload);
 }

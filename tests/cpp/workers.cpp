@@ -50,7 +50,7 @@ struct engine {
     all.kv_heads = heads;
     worker.register_kv(all);
     const kvferry::bytes payload = worker.payload();
-    const kvferry::rank_payload rank{0, 0, payload};
+    const kvferry::rank_payload rank{{0, 0}, payload};
     scheduler.serve(kvferry::span<const kvferry::rank_payload>(&rank, 1));
   }
 
