@@ -212,7 +212,7 @@ layout!(kvf_scheduler_options, 104, 8;
     registration_timeout_ms 80, recompute_threshold 88, port 96, bidirectional 98, clip 99,
     state_registrations 100, reserved 101);
 layout!(kvf_request_blocks, 24, 8; ids 0, len 8, first 16, reserved 20);
-layout!(kvf_rank_payload, 24, 8; data 0, len 8, pp_rank 16, tp_rank 20);
+layout!(kvf_rank_payload, 24, 8; pp_rank 0, tp_rank 4, data 8, len 16);
 layout!(kvf_scheduler_stats, 64, 8;
     requests 0, receiving 8, holds 16, leases 24, heartbeats 32, peers 40, reserved 48);
 layout!(kvf_worker, 8, 8; id 0);

@@ -442,10 +442,10 @@ FIELD(kvf_request_blocks, first, 16);
 FIELD(kvf_request_blocks, reserved, 20);
 
 SIZE(kvf_rank_payload, 24, 8);
-FIELD(kvf_rank_payload, data, 0);
-FIELD(kvf_rank_payload, len, 8);
-FIELD(kvf_rank_payload, pp_rank, 16);
-FIELD(kvf_rank_payload, tp_rank, 20);
+FIELD(kvf_rank_payload, pp_rank, 0);
+FIELD(kvf_rank_payload, tp_rank, 4);
+FIELD(kvf_rank_payload, data, 8);
+FIELD(kvf_rank_payload, len, 16);
 
 SIZE(kvf_scheduler_stats, 64, 8);
 FIELD(kvf_scheduler_stats, requests, 0);
