@@ -172,24 +172,35 @@ fn peers_that_lie_fail_their_own_requests() {
 
 #[test]
 fn an_engine_cannot_take_the_agent_of_another() {
-    let (mut p, d) = Engine::pair("local");
+    let (mut p, d) = Engine::pair("test");
     round_trip(&mut p, &d, 1, &lists(&[3, 4], &[7, 8], 0), 0);
-    // A liar at another address, with the metadata of p's agent.
+    // A liar at another address, with p's metadata, and with those of an agent that has p's name.
     let liar = listen(0);
+    let options = kvferry::transport::AgentOptions {
+        name: p.agent().name().to_owned(),
+        transport: "test".into(),
+        ..Default::default()
+    };
+    let namesake = Agent::create(&options).unwrap();
     let mut lie = metadata(&p);
     lie.engine_id = "liar".into();
     let hash = Payload::decode(&p.worker().payload().unwrap())
         .unwrap()
         .compatibility_hash;
-    let payload = Payload::new(hash, &lie).unwrap().encode().unwrap();
-    liar.set_rank_metadata(Rank::default(), payload).unwrap();
-    let mut receive = d.receive_of("D", &p, "P", &lists(&[3], &[7], 0));
-    receive.peer.engine_id = "liar".into();
-    receive.peer.port = liar.local_addr().port();
-    d.receive(receive);
-    let why = d.failed("D");
-    assert!(why[0].contains("is that of engine"), "{why:?}");
-    round_trip(&mut p, &d, 2, &lists(&[5, 6], &[9, 10], 0), 0);
+    for agent_metadata in [lie.agent_metadata.clone(), namesake.metadata().unwrap()] {
+        lie.agent_metadata = agent_metadata;
+        let payload = Payload::new(hash.clone(), &lie).unwrap().encode().unwrap();
+        liar.set_rank_metadata(Rank::default(), payload).unwrap();
+        let mut receive = d.receive_of("D", &p, "P", &lists(&[3], &[7], 0));
+        receive.peer.engine_id = "liar".into();
+        receive.peer.port = liar.local_addr().port();
+        d.receive(receive);
+        let why = d.failed("D");
+        assert!(why[0].contains("is that of engine"), "{why:?}");
+        // Over the link that there is.
+        round_trip(&mut p, &d, 2, &lists(&[5, 6], &[9, 10], 0), 0);
+    }
+    assert_eq!(d.stat(0, "num_failed_handshakes"), 2);
     d.at_rest(1);
 }
 
