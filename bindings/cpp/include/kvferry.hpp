@@ -43,5 +43,6 @@
 #include "kvferry/side_channel.hpp"
 #include "kvferry/transfer.hpp"
 #include "kvferry/views.hpp"
+#include "kvferry/worker.hpp"
 
 #endif
