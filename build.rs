@@ -1,4 +1,8 @@
-//! Writes the C header and gives the shared library its SONAME.
+//! Writes the C header, compiles the messages of kv_cache_server (build/proto.rs), and gives the shared
+//! library its SONAME.
+
+#[path = "build/proto.rs"]
+mod proto;
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -8,7 +12,7 @@ use std::{env, fs};
 const ABI_VERSION: u32 = 0;
 
 /// The sections of the header in reading order: a file of src/capi each, and its heading.
-const SECTIONS: [(&str, &str); 14] = [
+const SECTIONS: [(&str, &str); 15] = [
     ("status", "Status and errors"),
     ("library", "The library"),
     ("logging", "Logging"),
@@ -22,6 +26,7 @@ const SECTIONS: [(&str, &str); 14] = [
     ("side_channel", "Side channel"),
     ("block_pool", "Block pool"),
     ("block_cache", "Block pool: cached prefixes and events"),
+    ("pool_client", "Block pool in a server"),
     ("doctor", "What there is to work with"),
 ];
 
@@ -34,6 +39,8 @@ fn main() {
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libkvferry.so.{ABI_VERSION}");
     // dlclose() leaves the library where it is: objects may still have threads in it.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
+
+    proto::compile();
 
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let fresh = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo")).join("kvferry.h");

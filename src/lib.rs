@@ -12,10 +12,13 @@
 //! | [`connector`] | the request-level protocol between prefill and decode engines: scheduler half, worker half |
 //! | [`side_channel`] | metadata exchange before any transport connects two agents |
 //! | [`block_pool`] | blocks, reference counts, eviction order, prefix index; stands alone |
+//! | [`pool_server`] | what `kv_cache_server` does with a message: sessions, requests, events, numbers |
+//! | [`pool_client`] | the other end: a pool in a server as if it were in the process |
 //! | [`capi`] | the C boundary; everything in `kvferry.h` |
 //!
 //! Arrows go one way: `capi` to `connector` to `queue` to `agent` to `transport`, `queue` to the pure rooms
-//! `plan` and `layout`, `connector` to `side_channel`, and from all of them to the words.
+//! `plan` and `layout`, `connector` to `side_channel`, `capi` to `pool_client` to `pool_server` to
+//! `block_pool`, and from all of them to the words.
 
 pub mod agent;
 pub mod block_pool;
@@ -28,6 +31,8 @@ pub mod layout;
 mod mapped;
 pub mod memory;
 pub mod plan;
+pub mod pool_client;
+pub mod pool_server;
 pub mod queue;
 pub mod side_channel;
 mod sync;

@@ -105,6 +105,20 @@ impl EventBatch {
         })
     }
 
+    /// Adds an event that was recorded elsewhere.
+    pub(crate) fn add(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Stored(stored) => self.stored(stored, stored.each_hash()),
+            Event::Removed { hash, group } => self.removed(hash, *group),
+            Event::Cleared => self.cleared(),
+        }
+    }
+
+    /// Says that so many events before these were thrown away.
+    pub(crate) fn set_lost(&mut self, lost: u64) {
+        self.lost = lost;
+    }
+
     /// Records that content was stored: what `event` says, but with these hashes.
     pub(super) fn stored<'h>(
         &mut self,

@@ -46,6 +46,29 @@ impl Policy {
             Policy::Windowed { fraction: 1.0 }
         }
     }
+
+    /// The policy with this name (one of [`Policy::NAMES`]). A fraction of 0 is its default.
+    pub fn named(name: &str, fraction: f64, caching: bool) -> Result<Self> {
+        let or = |default| {
+            if fraction == 0.0 { default } else { fraction }
+        };
+        Ok(match (name, caching) {
+            ("lru", _) => Policy::Lru,
+            ("windowed", true) => Policy::Windowed { fraction: or(0.1) },
+            ("windowed", false) | ("default", false) => Policy::Windowed { fraction: or(1.0) },
+            ("elastic", false) => Policy::Elastic { limit: or(1.0) },
+            ("elastic", true) | ("default", true) => Policy::Elastic { limit: or(0.15) },
+            _ => {
+                return Err(Error::invalid(format!(
+                    "policy {name:?}: it is one of {}",
+                    Self::NAMES.join(", ")
+                )));
+            }
+        })
+    }
+
+    /// What [`Policy::named`] knows, in the order of their numbers outside.
+    pub const NAMES: [&str; 4] = ["default", "lru", "windowed", "elastic"];
 }
 
 /// How to make a pool.
@@ -299,6 +322,11 @@ impl BlockPool {
         out[..n].copy_from_slice(&self.reused[..n]);
         self.reused.drain(..n);
         n
+    }
+
+    /// How many [`BlockPool::drain_reused`] could give.
+    pub(crate) fn num_reused(&self) -> usize {
+        self.reused.len()
     }
 
     /// The events since the last call; none if the pool does not record them.

@@ -338,17 +338,9 @@ pub unsafe extern "C" fn kvf_block_pool_keys(
             )
         };
         let (found, covered) = with(pool, |p| Ok((p.keys(id)?, p.cached_tokens(id)?)))?;
-        for (i, (hash, group)) in found.iter().take(capacity).enumerate() {
-            let mut key = kvf_block_key {
-                hash: [0; 255],
-                hash_len: 0,
-                group: *group,
-            };
-            key.hash[..hash.len()].copy_from_slice(hash);
-            key.hash_len = hash.len() as u8;
-            // SAFETY: `keys` has `capacity` elements, by contract writable.
-            unsafe { keys.add(i).write(key) };
-        }
+        let each = found.iter().map(|(hash, group)| (&hash[..], *group));
+        // SAFETY: checked above, and writable by contract.
+        unsafe { write_keys(keys, capacity, each) };
         num_keys.write(found.len());
         tokens.write(covered.unwrap_or(0));
         Ok(())
@@ -402,7 +394,7 @@ const EMPTY: kvf_block_event_list = kvf_block_event_list {
 };
 
 /// Events that point into the batch, and the batch.
-fn event_list(batch: EventBatch) -> kvf_block_event_list {
+pub(super) fn event_list(batch: EventBatch) -> kvf_block_event_list {
     let lost = batch.lost();
     if batch.is_empty() {
         return kvf_block_event_list { lost, ..EMPTY };
@@ -450,6 +442,29 @@ fn event(event: Event<'_>) -> kvf_block_event {
     }
 }
 
+/// Writes the first `capacity` of these keys.
+///
+/// # Safety
+/// `out` may be written to as far as that.
+pub(super) unsafe fn write_keys<'a>(
+    out: *mut kvf_block_key,
+    capacity: usize,
+    keys: impl Iterator<Item = (&'a [u8], u32)>,
+) {
+    for (i, (hash, group)) in keys.take(capacity).enumerate() {
+        // No pool has a longer one; a server might say so.
+        let hash = &hash[..hash.len().min(MAX_HASH)];
+        let mut key = kvf_block_key {
+            hash: [0; MAX_HASH],
+            hash_len: hash.len() as u8,
+            group,
+        };
+        key.hash[..hash.len()].copy_from_slice(hash);
+        // SAFETY: `i < capacity`.
+        unsafe { out.add(i).write(key) };
+    }
+}
+
 /// NULL for nothing.
 fn pointer<T>(items: &[T]) -> *const T {
     if items.is_empty() {
@@ -464,7 +479,7 @@ const MAX_ARRAY: usize = 1 << 34;
 
 /// # Safety
 /// As for [`bounded`], with `len * count` bytes.
-unsafe fn hash_bytes<'a>(ptr: *const u8, len: usize, count: usize) -> Result<&'a [u8]> {
+pub(super) unsafe fn hash_bytes<'a>(ptr: *const u8, len: usize, count: usize) -> Result<&'a [u8]> {
     if count > 0 && !(1..=MAX_HASH).contains(&len) {
         return Err(Error::invalid(format!(
             "a hash of {len} bytes: it has 1 to {MAX_HASH}"
@@ -479,7 +494,7 @@ unsafe fn hash_bytes<'a>(ptr: *const u8, len: usize, count: usize) -> Result<&'a
 ///
 /// # Safety
 /// A non-null `ptr` and what it points to are valid.
-unsafe fn cached_blocks<'a>(
+pub(super) unsafe fn cached_blocks<'a>(
     ptr: *const kvf_cached_blocks,
 ) -> Result<(kvf_cached_blocks, CacheFull<'a>)> {
     // SAFETY: by contract, here and below.
@@ -505,7 +520,7 @@ unsafe fn cached_blocks<'a>(
 
 /// # Safety
 /// A non-null `ptr` and what it points to are valid.
-unsafe fn cached_part<'a>(ptr: *const kvf_cached_part) -> Result<CachePartial<'a>> {
+pub(super) unsafe fn cached_part<'a>(ptr: *const kvf_cached_part) -> Result<CachePartial<'a>> {
     // SAFETY: by contract, here and below.
     let o = unsafe { options(ptr, "part") }?;
     if o.reserved != [0; 3] {

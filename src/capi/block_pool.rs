@@ -414,7 +414,7 @@ pub(super) unsafe fn outputs<'a>(ptr: *mut u32, len: usize, what: &str) -> Resul
 
 /// # Safety
 /// As for [`options`].
-unsafe fn pool_options(ptr: *const kvf_block_pool_options) -> Result<Options> {
+pub(super) unsafe fn pool_options(ptr: *const kvf_block_pool_options) -> Result<Options> {
     if ptr.is_null() {
         return Err(Error::invalid(
             "options is NULL, but a pool has no default size",
@@ -430,36 +430,13 @@ unsafe fn pool_options(ptr: *const kvf_block_pool_options) -> Result<Options> {
     }
     let caching = flag(o.caching, "options.caching")?;
     let defaults = Options::new(o.blocks, caching);
-    let fraction = |default| {
-        if o.fraction == 0.0 {
-            default
-        } else {
-            o.fraction
-        }
+    let Some(name) = Policy::NAMES.get(o.policy as usize) else {
+        return Err(Error::invalid(format!(
+            "options.policy is {}; it is 0 to 3",
+            o.policy
+        )));
     };
-    let policy = match o.policy {
-        KVF_POLICY_DEFAULT => match defaults.policy {
-            Policy::Elastic { limit } => Policy::Elastic {
-                limit: fraction(limit),
-            },
-            Policy::Windowed { fraction: f } => Policy::Windowed {
-                fraction: fraction(f),
-            },
-            Policy::Lru => Policy::Lru,
-        },
-        KVF_POLICY_LRU => Policy::Lru,
-        KVF_POLICY_WINDOWED => Policy::Windowed {
-            fraction: fraction(if caching { 0.1 } else { 1.0 }),
-        },
-        KVF_POLICY_ELASTIC => Policy::Elastic {
-            limit: fraction(if caching { 0.15 } else { 1.0 }),
-        },
-        other => {
-            return Err(Error::invalid(format!(
-                "options.policy is {other}; it is 0 to 3"
-            )));
-        }
-    };
+    let policy = Policy::named(name, o.fraction, caching)?;
     Ok(Options {
         policy,
         events: flag(o.events, "options.events")?,

@@ -22,6 +22,7 @@ pub mod logging;
 pub mod memory;
 pub mod output;
 pub mod plan;
+pub mod pool_client;
 pub mod queue;
 pub mod side_channel;
 pub mod status;
