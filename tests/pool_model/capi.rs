@@ -21,7 +21,7 @@ impl Drop for CPool {
     }
 }
 
-fn outcome(code: i32) -> Result<(), Status> {
+pub fn outcome(code: i32) -> Result<(), Status> {
     match Status::from_code(code) {
         Some(Status::Ok) => Ok(()),
         Some(status) => Err(status),
@@ -30,7 +30,7 @@ fn outcome(code: i32) -> Result<(), Status> {
 }
 
 /// Pointers to these values for a call; NULL for none.
-fn pointer<T>(values: &[T]) -> *const T {
+pub fn pointer<T>(values: &[T]) -> *const T {
     if values.is_empty() {
         null()
     } else {
@@ -48,24 +48,124 @@ fn values<T: Clone>(ptr: *const T, len: usize) -> Vec<T> {
     unsafe { std::slice::from_raw_parts(ptr, len) }.to_vec()
 }
 
+/// These options as C has them.
+pub fn given_options(options: &Options) -> kvf_block_pool_options {
+    let (policy, fraction) = match options.policy {
+        Policy::Lru => (KVF_POLICY_LRU, 0.0),
+        Policy::Windowed { fraction } => (KVF_POLICY_WINDOWED, fraction),
+        Policy::Elastic { limit } => (KVF_POLICY_ELASTIC, limit),
+    };
+    kvf_block_pool_options {
+        struct_size: size_of::<kvf_block_pool_options>() as u32,
+        blocks: options.blocks,
+        policy,
+        caching: options.caching.into(),
+        events: options.events.into(),
+        tolerate_null: options.tolerate_null.into(),
+        reserved: 0,
+        fraction,
+        event_bytes: options.event_bytes as u64,
+    }
+}
+
+/// A caching call as C has it. It borrows both.
+pub fn given_blocks(what: &Full, hashes: &[u8]) -> kvf_cached_blocks {
+    kvf_cached_blocks {
+        struct_size: size_of::<kvf_cached_blocks>() as u32,
+        group: what.group,
+        first: what.first,
+        block_size: what.block_size,
+        blocks: pointer(&what.blocks),
+        len: what.blocks.len(),
+        hashes: pointer(hashes),
+        hash_len: what.hashes.first().map_or(0, Vec::len),
+        mask: pointer(&what.mask),
+        parent: pointer(&what.parent),
+        parent_len: what.parent.len(),
+        tokens: pointer(&what.tokens),
+        tokens_len: what.tokens.len(),
+        tag: what.tag,
+    }
+}
+
+/// A key of a part as C has it. It borrows the key.
+pub fn given_part(block: u32, key: &Key, tokens: u32, replace: bool) -> kvf_cached_part {
+    kvf_cached_part {
+        struct_size: size_of::<kvf_cached_part>() as u32,
+        block,
+        group: key.1,
+        num_tokens: tokens,
+        block_size: 4,
+        replace: replace.into(),
+        reserved: [0; 3],
+        hash: key.0.as_ptr(),
+        hash_len: key.0.len(),
+        parent: null(),
+        parent_len: 0,
+        tokens: null(),
+        tokens_len: 0,
+        tag: 0,
+    }
+}
+
+/// The events of a list, which is freed.
+pub fn owned_events(mut list: kvf_block_event_list) -> Vec<Event> {
+    let own = |e: kvf_block_event| {
+        let hashes = values(e.hashes, e.count * e.hash_len);
+        match e.kind {
+            KVF_BLOCK_STORED => Event::Stored {
+                hashes: hashes
+                    .chunks(e.hash_len.max(1))
+                    .map(<[u8]>::to_vec)
+                    .collect(),
+                parent: values(e.parent, e.parent_len),
+                tokens: values(e.tokens, e.tokens_len),
+                block_size: e.block_size,
+                group: e.group,
+                tag: e.tag,
+            },
+            KVF_BLOCK_REMOVED => Event::Removed((hashes, e.group)),
+            KVF_BLOCKS_CLEARED => Event::Cleared,
+            other => panic!("event {other}"),
+        }
+    };
+    let events = values(list.items.cast_const(), list.len)
+        .into_iter()
+        .map(own)
+        .collect();
+    // SAFETY: filled by the library; the second call finds it zeroed.
+    unsafe {
+        kvf_block_event_list_free(&mut list);
+        kvf_block_event_list_free(&mut list);
+    }
+    events
+}
+
+/// Numbers as Rust has them.
+pub fn owned_stats(s: &kvf_block_pool_stats) -> Stats {
+    Stats {
+        blocks: s.blocks,
+        free: s.free,
+        cached_blocks: s.cached_blocks,
+        cached_keys: s.cached_keys,
+        allocations: s.allocations,
+        refused_allocations: s.refused_allocations,
+        allocated_blocks: s.allocated_blocks,
+        allocated_runs: s.allocated_runs,
+        freed_blocks: s.freed_blocks,
+        revived_blocks: s.revived_blocks,
+        lookups: s.lookups,
+        hits: s.hits,
+        stored_keys: s.stored_keys,
+        removed_keys: s.removed_keys,
+        resets: s.resets,
+        lost_events: s.lost_events,
+    }
+}
+
 impl Subject for CPool {
     fn make(options: &Options) -> Self {
-        let (policy, fraction) = match options.policy {
-            Policy::Lru => (KVF_POLICY_LRU, 0.0),
-            Policy::Windowed { fraction } => (KVF_POLICY_WINDOWED, fraction),
-            Policy::Elastic { limit } => (KVF_POLICY_ELASTIC, limit),
-        };
-        let given = kvf_block_pool_options {
-            struct_size: size_of::<kvf_block_pool_options>() as u32,
-            blocks: options.blocks,
-            policy,
-            caching: options.caching.into(),
-            events: options.events.into(),
-            tolerate_null: options.tolerate_null.into(),
-            reserved: 0,
-            fraction,
-            event_bytes: options.event_bytes as u64,
-        };
+        let given = given_options(options);
         let mut handle = kvf_block_pool { id: 0 };
         // SAFETY: both are valid.
         outcome(unsafe { kvf_block_pool_create(&given, &mut handle) }).unwrap();
@@ -135,22 +235,7 @@ impl Subject for CPool {
 
     fn cache_full(&mut self, what: &Full) -> Result<(), Status> {
         let hashes = what.hashes.concat();
-        let given = kvf_cached_blocks {
-            struct_size: size_of::<kvf_cached_blocks>() as u32,
-            group: what.group,
-            first: what.first,
-            block_size: what.block_size,
-            blocks: pointer(&what.blocks),
-            len: what.blocks.len(),
-            hashes: pointer(&hashes),
-            hash_len: what.hashes.first().map_or(0, Vec::len),
-            mask: pointer(&what.mask),
-            parent: pointer(&what.parent),
-            parent_len: what.parent.len(),
-            tokens: pointer(&what.tokens),
-            tokens_len: what.tokens.len(),
-            tag: what.tag,
-        };
+        let given = given_blocks(what, &hashes);
         // SAFETY: all of it is valid.
         outcome(unsafe { kvf_block_pool_cache(self.handle, &given) })
     }
@@ -162,22 +247,7 @@ impl Subject for CPool {
         tokens: u32,
         replace: bool,
     ) -> Result<(), Status> {
-        let given = kvf_cached_part {
-            struct_size: size_of::<kvf_cached_part>() as u32,
-            block,
-            group: key.1,
-            num_tokens: tokens,
-            block_size: 4,
-            replace: replace.into(),
-            reserved: [0; 3],
-            hash: key.0.as_ptr(),
-            hash_len: key.0.len(),
-            parent: null(),
-            parent_len: 0,
-            tokens: null(),
-            tokens_len: 0,
-            tag: 0,
-        };
+        let given = given_part(block, key, tokens, replace);
         // SAFETY: all of it is valid.
         outcome(unsafe { kvf_block_pool_cache_partial(self.handle, &given) })
     }
@@ -203,35 +273,7 @@ impl Subject for CPool {
         let mut list: kvf_block_event_list = unsafe { std::mem::zeroed() };
         // SAFETY: as above.
         outcome(unsafe { kvf_block_pool_take_events(self.handle, &mut list) }).unwrap();
-        let own = |e: kvf_block_event| {
-            let hashes = values(e.hashes, e.count * e.hash_len);
-            match e.kind {
-                KVF_BLOCK_STORED => Event::Stored {
-                    hashes: hashes
-                        .chunks(e.hash_len.max(1))
-                        .map(<[u8]>::to_vec)
-                        .collect(),
-                    parent: values(e.parent, e.parent_len),
-                    tokens: values(e.tokens, e.tokens_len),
-                    block_size: e.block_size,
-                    group: e.group,
-                    tag: e.tag,
-                },
-                KVF_BLOCK_REMOVED => Event::Removed((hashes, e.group)),
-                KVF_BLOCKS_CLEARED => Event::Cleared,
-                other => panic!("event {other}"),
-            }
-        };
-        let events = values(list.items.cast_const(), list.len)
-            .into_iter()
-            .map(own)
-            .collect();
-        // SAFETY: filled by the library; the second call finds it zeroed.
-        unsafe {
-            kvf_block_event_list_free(&mut list);
-            kvf_block_event_list_free(&mut list);
-        }
-        events
+        owned_events(list)
     }
 
     fn reused(&mut self) -> Vec<u32> {
@@ -320,24 +362,7 @@ impl Subject for CPool {
             outcome(kvf_block_pool_num_free(self.handle, &mut free)).unwrap();
         }
         assert_eq!(s.free, u64::from(free));
-        Stats {
-            blocks: s.blocks,
-            free: s.free,
-            cached_blocks: s.cached_blocks,
-            cached_keys: s.cached_keys,
-            allocations: s.allocations,
-            refused_allocations: s.refused_allocations,
-            allocated_blocks: s.allocated_blocks,
-            allocated_runs: s.allocated_runs,
-            freed_blocks: s.freed_blocks,
-            revived_blocks: s.revived_blocks,
-            lookups: s.lookups,
-            hits: s.hits,
-            stored_keys: s.stored_keys,
-            removed_keys: s.removed_keys,
-            resets: s.resets,
-            lost_events: s.lost_events,
-        }
+        owned_stats(&s)
     }
 }
 

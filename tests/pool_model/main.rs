@@ -3,12 +3,17 @@
 
 mod capi;
 mod model;
+#[path = "../pool_server/support.rs"]
+#[allow(dead_code)]
+mod process;
+mod server;
 mod subject;
 
 use capi::CPool;
 use kvferry::block_pool::{BlockPool, Options, Policy};
 use model::{Full, Key, Model};
 use proptest::prelude::*;
+use server::ServedPool;
 use subject::Subject;
 
 /// Numbers are drawn without knowledge of the state; see `ids` for how they become blocks.
@@ -125,7 +130,9 @@ fn ids(model: &Model, picks: &[u32], held: bool) -> Vec<u32> {
 fn step<S: Subject>(pool: &mut S, model: &mut Model, op: &Op) {
     match op {
         Op::Allocate { n, after } => {
+            // The null block is nothing to go on from: to the server it means none.
             let after = after.and_then(|a| ids(model, &[a], true).first().copied());
+            let after = after.filter(|&id| id != 0);
             let got = pool.allocate(*n as usize, after);
             model.allocate(*n as usize, after, got.as_deref().map_err(|e| *e));
         }
@@ -349,5 +356,26 @@ proptest! {
         ops in proptest::collection::vec(op(), 1..120),
     ) {
         run::<CPool>(&options, &ops);
+    }
+}
+
+/// Fewer of them: every step is some fifty round trips.
+fn config_of_server() -> ProptestConfig {
+    let config = config();
+    ProptestConfig {
+        cases: config.cases.div_ceil(8),
+        ..config
+    }
+}
+
+proptest! {
+    #![proptest_config(config_of_server())]
+
+    #[test]
+    fn served_pool_agrees_with_the_model(
+        options in options(),
+        ops in proptest::collection::vec(op(), 1..120),
+    ) {
+        run::<ServedPool>(&options, &ops);
     }
 }

@@ -167,6 +167,26 @@ def step(rng, pool, model):
             pool.free([held[0], len(model.refs)])
 
 
+def compare(rng, pool, model):
+    """Everything that can be asked of the pool, with what the model has."""
+    events = pool.take_events()
+    if any(isinstance(e, Removed) for e in events) and model.policy != "lru":
+        events.sort(key=repr)
+        model.events.sort(key=repr)
+    assert events == model.events
+    model.events = []
+    queue = pool.free_blocks()
+    assert queue == model.queue
+    ids = list(range(1, len(model.refs)))
+    assert pool.ref_counts(ids) == model.refs[1:]
+    for block in rng.sample(ids, min(8, len(ids))):
+        keys = model.keys[block]
+        assert pool.keys(block) == (keys, model.tokens[block] if keys else 0)
+        assert pool.is_writable(block) == (model.refs[block] == 1 and not keys)
+    assert pool.num_free == len(model.queue)
+    assert pool.stats().cached_keys == len(model.map)
+
+
 @pytest.mark.parametrize("policy", ["lru", "default"])
 @pytest.mark.parametrize("seed", range(4))
 def test_random_operations(policy, seed):
@@ -176,22 +196,7 @@ def test_random_operations(policy, seed):
     with BlockPool(blocks, caching=True, policy=policy, events=True) as pool:
         for _ in range(600):
             step(rng, pool, model)
-            events = pool.take_events()
-            if any(isinstance(e, Removed) for e in events) and policy != "lru":
-                events.sort(key=repr)
-                model.events.sort(key=repr)
-            assert events == model.events
-            model.events = []
-            queue = pool.free_blocks()
-            assert queue == model.queue
-            ids = list(range(1, blocks))
-            assert pool.ref_counts(ids) == model.refs[1:]
-            for block in rng.sample(ids, min(8, len(ids))):
-                keys = model.keys[block]
-                assert pool.keys(block) == (keys, model.tokens[block] if keys else 0)
-                assert pool.is_writable(block) == (model.refs[block] == 1 and not keys)
-            assert pool.num_free == len(model.queue)
-            assert pool.stats().cached_keys == len(model.map)
+            compare(rng, pool, model)
 
 
 def test_the_example():

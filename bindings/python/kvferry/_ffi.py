@@ -98,6 +98,29 @@ CONSTANTS: dict[str, int] = {
     "KVF_BLOCK_STORED": 1,
     "KVF_BLOCK_REMOVED": 2,
     "KVF_BLOCKS_CLEARED": 3,
+    "KVF_POOL_OP_PING": 1,
+    "KVF_POOL_OP_ALLOCATE": 2,
+    "KVF_POOL_OP_ALLOCATE_UP_TO": 3,
+    "KVF_POOL_OP_FREE_REQUEST": 4,
+    "KVF_POOL_OP_FREE": 5,
+    "KVF_POOL_OP_UNPIN": 6,
+    "KVF_POOL_OP_TOUCH": 7,
+    "KVF_POOL_OP_LOOKUP": 8,
+    "KVF_POOL_OP_ACQUIRE": 9,
+    "KVF_POOL_OP_CACHE": 10,
+    "KVF_POOL_OP_CACHE_PARTIAL": 11,
+    "KVF_POOL_OP_ANNOUNCE": 12,
+    "KVF_POOL_OP_MOVE_KEYS": 13,
+    "KVF_POOL_OP_EVICT": 14,
+    "KVF_POOL_OP_RESET": 15,
+    "KVF_POOL_OP_REF_COUNTS": 16,
+    "KVF_POOL_OP_WRITABLE": 17,
+    "KVF_POOL_OP_NUM_FREE": 18,
+    "KVF_POOL_OP_FREE_BLOCKS": 19,
+    "KVF_POOL_OP_TAKE_REUSED": 20,
+    "KVF_POOL_OP_KEYS": 21,
+    "KVF_POOL_OP_STATS": 22,
+    "KVF_POOL_OP_TAKE_EVENTS": 23,
     "KVF_OK": 0,
     "KVF_ERR_INVALID_ARGUMENT": -1,
     "KVF_ERR_INVALID_HANDLE": -2,
@@ -714,6 +737,50 @@ class kvf_block_key(Structure):
     _fields_ = [("hash", c_uint8 * 255), ("hash_len", c_uint8), ("group", c_uint32)]
 
 
+class kvf_pool_client_options(Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("publish", c_uint8),
+        ("reserved", c_uint8 * 3),
+        ("address", c_char_p),
+        ("pool", c_char_p),
+        ("session", c_char_p),
+        ("create", c_void_p),
+        ("timeout_ms", c_uint64),
+        ("session_timeout_ms", c_uint64),
+    ]
+
+
+class kvf_pool_op(Structure):
+    _fields_ = [
+        ("kind", c_uint32),
+        ("status", c_int32),
+        ("request", c_char_p),
+        ("count", c_uint32),
+        ("after", c_uint32),
+        ("ids", c_void_p),
+        ("ids_len", c_size_t),
+        ("hashes", c_void_p),
+        ("hash_len", c_size_t),
+        ("hash_count", c_size_t),
+        ("groups", c_void_p),
+        ("groups_len", c_size_t),
+        ("cached", c_void_p),
+        ("part", c_void_p),
+        ("out", c_void_p),
+        ("out_capacity", c_size_t),
+        ("out_len", c_size_t),
+        ("value", c_uint64),
+        ("keys", c_void_p),
+        ("keys_capacity", c_size_t),
+        ("stats", c_void_p),
+        ("events", c_void_p),
+        ("tokens", c_uint32),
+        ("reserved", c_uint32),
+        ("message", c_char * 160),
+    ]
+
+
 #: Handles: one 64-bit integer each, see the top of this file.
 HANDLES = (
     "kvf_agent",
@@ -724,6 +791,7 @@ HANDLES = (
     "kvf_plan",
     "kvf_queue",
     "kvf_block_pool",
+    "kvf_pool_client",
 )
 
 kvf_log_fn = CFUNCTYPE(None, c_void_p, c_int32, c_char_p, c_char_p)
@@ -916,6 +984,11 @@ FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     ),
     "kvf_block_pool_take_events": (c_int32, (_HANDLE, POINTER(kvf_block_event_list))),
     "kvf_block_event_list_free": (None, (POINTER(kvf_block_event_list),)),
+    "kvf_pool_client_connect": (c_int32, (POINTER(kvf_pool_client_options), POINTER(_HANDLE))),
+    "kvf_pool_client_close": (c_int32, (_HANDLE,)),
+    "kvf_pool_client_run": (c_int32, (_HANDLE, _ARRAY, c_size_t, c_uint8)),
+    "kvf_pool_client_metrics": (c_int32, (_HANDLE, POINTER(kvf_buffer))),
+    "kvf_pool_client_shutdown_server": (c_int32, (_HANDLE,)),
 }
 
 

@@ -182,19 +182,8 @@ class BlockPool:
         event_bytes: int = 0,
         tolerate_null: bool = False,
     ):
-        if policy not in _POLICIES:
-            raise errors.InvalidArgumentError(f"policy is {policy!r}; it is one of {list(_POLICIES)}")
-        if not 0 <= num_blocks < 2**32:
-            raise errors.InvalidArgumentError(f"num_blocks is {num_blocks}")
-        options = kvf_block_pool_options(
-            sizeof(kvf_block_pool_options),
-            blocks=num_blocks,
-            policy=_POLICIES[policy],
-            caching=bool(caching),
-            events=bool(events),
-            tolerate_null=bool(tolerate_null),
-            fraction=fraction,
-            event_bytes=event_bytes,
+        options = _options(
+            num_blocks, caching, policy, fraction, events, event_bytes, tolerate_null
         )
         handle = c_uint64()
         errors.check(lib.kvf_block_pool_create(options, handle))
@@ -301,8 +290,7 @@ class BlockPool:
     @property
     def usage(self) -> float:
         """The part of the blocks that is held, 0 to 1; the null block does not count."""
-        usable = self.num_blocks - 1
-        return 1.0 - self.num_free / usable if usable else 0.0
+        return _usage(self.num_blocks, self.num_free)
 
     def free_blocks(self) -> list[int]:
         """The free blocks in eviction order."""
@@ -373,14 +361,9 @@ class BlockPool:
         Raises:
             InvalidStateError: The pool does not cache, or a block has a key for as many tokens or more.
         """
-        if len(blocks) != len(hashes):
-            raise errors.MismatchError(f"{len(blocks)} blocks but {len(hashes)} hashes")
-        if mask is not None and len(mask) != len(blocks):
-            raise errors.MismatchError(f"{len(blocks)} blocks but a mask of {len(mask)}")
-        what, _keep = _described(hashes, block_size, group, parent, tokens, tag)
-        packed = _ids(blocks)
-        bits = None if mask is None else bytes(map(bool, mask))
-        what.first, what.blocks, what.mask = first, _pointer(packed), _pointer(bits)
+        what, _keep = _described(
+            hashes, block_size, group, parent, tokens, tag, blocks=blocks, first=first, mask=mask
+        )
         errors.check(lib.kvf_block_pool_cache(self._handle, byref(what)))
 
     def announce(
@@ -417,22 +400,7 @@ class BlockPool:
             replace: The content was replaced: the keys that the block has are removed first.
             block_size: For the event: tokens that this hash adds to its parent's.
         """
-        covered = _ids(tokens)
-        what = kvf_cached_part(
-            sizeof(kvf_cached_part),
-            block=block,
-            group=group,
-            num_tokens=num_tokens,
-            block_size=block_size,
-            replace=bool(replace),
-            hash=_pointer(hash),
-            hash_len=len(hash),
-            parent=_pointer(parent),
-            parent_len=len(parent or b""),
-            tokens=_pointer(covered),
-            tokens_len=len(covered) // 4,
-            tag=tag,
-        )
+        what, _keep = _part(block, hash, num_tokens, group, replace, block_size, parent, tokens, tag)
         errors.check(lib.kvf_block_pool_cache_partial(self._handle, byref(what)))
 
     def move_keys(self, src: int, dst: int) -> None:
@@ -467,18 +435,48 @@ class BlockPool:
         """The events since the last call; none if the pool does not record them."""
         given = kvf_block_event_list()
         errors.check(lib.kvf_block_pool_take_events(self._handle, given))
-        try:
-            made = Events(_event(given.items[i]) for i in range(given.len))
-            made.lost = given.lost
-            return made
-        finally:
-            lib.kvf_block_event_list_free(given)
+        return _take_events(given)
 
     def stats(self) -> Stats:
         """Counters and current numbers."""
         stats = kvf_block_pool_stats()
         errors.check(lib.kvf_block_pool_stats_get(self._handle, stats))
         return Stats(*(getattr(stats, name) for name in Stats._fields))
+
+
+# What PoolClient needs as well.
+
+
+def _options(
+    num_blocks: int,
+    caching: bool,
+    policy: str,
+    fraction: float,
+    events: bool,
+    event_bytes: int,
+    tolerate_null: bool,
+) -> kvf_block_pool_options:
+    """How to make a pool."""
+    if policy not in _POLICIES:
+        raise errors.InvalidArgumentError(f"policy is {policy!r}; it is one of {list(_POLICIES)}")
+    if not 0 <= num_blocks < 2**32:
+        raise errors.InvalidArgumentError(f"num_blocks is {num_blocks}")
+    return kvf_block_pool_options(
+        sizeof(kvf_block_pool_options),
+        blocks=num_blocks,
+        policy=_POLICIES[policy],
+        caching=bool(caching),
+        events=bool(events),
+        tolerate_null=bool(tolerate_null),
+        fraction=fraction,
+        event_bytes=event_bytes,
+    )
+
+
+def _usage(num_blocks: int, num_free: int) -> float:
+    """The part that is held; the null block does not count."""
+    usable = num_blocks - 1
+    return 1.0 - num_free / usable if usable else 0.0
 
 
 def _described(
@@ -488,24 +486,77 @@ def _described(
     parent: bytes | None,
     tokens: Sequence[int],
     tag: int,
+    *,
+    blocks: Sequence[int] | None = None,
+    first: int = 0,
+    mask: Sequence[bool] | None = None,
 ) -> tuple[kvf_cached_blocks, object]:
-    """What caching and announcing have in common, and what keeps it alive."""
+    """What is cached, or (without blocks) announced, and what keeps it alive."""
+    if blocks is not None and len(blocks) != len(hashes):
+        raise errors.MismatchError(f"{len(blocks)} blocks but {len(hashes)} hashes")
+    if blocks is not None and mask is not None and len(mask) != len(blocks):
+        raise errors.MismatchError(f"{len(blocks)} blocks but a mask of {len(mask)}")
     joined, length = _hashes(hashes)
-    covered = _ids(tokens)
+    covered, packed = _ids(tokens), _ids(blocks or ())
+    bits = None if mask is None else bytes(map(bool, mask))
     what = kvf_cached_blocks(
         sizeof(kvf_cached_blocks),
         group=group,
+        first=first,
         block_size=block_size,
+        blocks=_pointer(packed),
         len=len(hashes),
         hashes=_pointer(joined),
         hash_len=length,
+        mask=_pointer(bits),
         parent=_pointer(parent),
         parent_len=len(parent or b""),
         tokens=_pointer(covered),
         tokens_len=len(covered) // 4,
         tag=tag,
     )
-    return what, (joined, covered, parent)
+    return what, (joined, covered, packed, bits, parent)
+
+
+def _part(
+    block: int,
+    hash: bytes,
+    num_tokens: int,
+    group: int,
+    replace: bool,
+    block_size: int,
+    parent: bytes | None,
+    tokens: Sequence[int],
+    tag: int,
+) -> tuple[kvf_cached_part, object]:
+    """A key of a part, and what keeps it alive."""
+    covered = _ids(tokens)
+    what = kvf_cached_part(
+        sizeof(kvf_cached_part),
+        block=block,
+        group=group,
+        num_tokens=num_tokens,
+        block_size=block_size,
+        replace=bool(replace),
+        hash=_pointer(hash),
+        hash_len=len(hash),
+        parent=_pointer(parent),
+        parent_len=len(parent or b""),
+        tokens=_pointer(covered),
+        tokens_len=len(covered) // 4,
+        tag=tag,
+    )
+    return what, (covered, hash, parent)
+
+
+def _take_events(given: kvf_block_event_list) -> Events:
+    """The events of a list, which is freed."""
+    try:
+        made = Events(_event(given.items[i]) for i in range(given.len))
+        made.lost = given.lost
+        return made
+    finally:
+        lib.kvf_block_event_list_free(given)
 
 
 def _event(e: Any) -> Stored | Removed | Cleared:

@@ -3,6 +3,7 @@
 //! The front is a ROUTER, so that a client that never fetches its reply, or sends what it likes, holds
 //! up nobody: what cannot be delivered is dropped.
 
+use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ pub struct Front {
     events: Option<zmq::Socket>,
     bound: Vec<Bound>,
     events_bound: Option<Bound>,
+    /// Standard input is looked at, and its end is the server's.
+    exit_with_stdin: bool,
     // Last: it waits for the sockets to be closed and their messages to be sent.
     _context: zmq::Context,
 }
@@ -71,6 +74,7 @@ impl Front {
             events,
             bound,
             events_bound,
+            exit_with_stdin: s.exit_with_stdin,
             _context: context,
         })
     }
@@ -82,7 +86,7 @@ impl Front {
         requests.chain(events)
     }
 
-    /// Answers until a signal or a client ends it; then what is in flight, and returns.
+    /// Answers until a signal, a client or the end of its input ends it; then what is in flight, and returns.
     ///
     /// # Errors
     /// A fault of the sockets.
@@ -93,13 +97,21 @@ impl Front {
             let mut items = [
                 self.requests.as_poll_item(zmq::POLLIN),
                 zmq::PollItem::from_fd(signals.fd(), zmq::POLLIN),
+                zmq::PollItem::from_fd(libc::STDIN_FILENO, zmq::POLLIN),
             ];
-            wait(&mut items, left)?;
-            let signalled = items[1].is_readable();
+            let watched = if self.exit_with_stdin { 3 } else { 2 };
+            wait(&mut items[..watched], left)?;
+            let mut told = items[1].is_readable();
+            if self.exit_with_stdin && (items[2].is_readable() || items[2].is_error()) {
+                // Nobody has anything to say here; but what is said is not the end.
+                told |= std::io::stdin()
+                    .read(&mut [0; 256])
+                    .map_or(true, |n| n == 0);
+            }
             if items[0].is_readable() {
                 self.answer_waiting()?;
             }
-            if signalled || self.service().is_stopping() {
+            if told || self.service().is_stopping() {
                 return self.end();
             }
             if Instant::now() >= next_tick {

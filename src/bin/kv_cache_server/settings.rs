@@ -16,6 +16,7 @@ pub struct Settings {
     pub metrics: Option<String>,
     pub socket_mode: u32,
     pub allow_remote: bool,
+    pub exit_with_stdin: bool,
 }
 
 /// What the command line asks for.
@@ -36,7 +37,7 @@ type Row = (
     &'static str,
 );
 
-const TABLE: [Row; 18] = [
+const TABLE: [Row; 19] = [
     (
         "blocks",
         "N",
@@ -120,6 +121,13 @@ const TABLE: [Row; 18] = [
         "KV_CACHE_NO_SHUTDOWN",
         "false",
         "clients cannot shut the server down",
+    ),
+    (
+        "exit-with-stdin",
+        "",
+        "KV_CACHE_EXIT_WITH_STDIN",
+        "false",
+        "end when standard input does: with the program that holds its other end",
     ),
     (
         "max-message",
@@ -242,6 +250,7 @@ fn settings(v: &Values) -> Result<Settings> {
             .filter(|&mode| mode <= 0o777)
             .ok_or_else(|| v.wrong("socket-mode", "octal permissions such as 660"))?,
         allow_remote: v.flag("allow-remote")?,
+        exit_with_stdin: v.flag("exit-with-stdin")?,
     })
 }
 

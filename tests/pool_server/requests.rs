@@ -1,0 +1,143 @@
+//! What arrives on the socket, whatever it is.
+
+use kvferry::pool_server::wire::reply::Result as Answer;
+use kvferry::pool_server::wire::{Code, Operation, Ping, Reply, Request, operation::Kind};
+use prost::Message;
+
+use super::support::{DEADLINE, Server};
+use super::{Random, allocate, blocks, connect, stats};
+
+/// A socket that sends what it is told, several requests without waiting for replies.
+fn dealer(address: &str) -> zmq::Socket {
+    let socket = zmq::Context::new().socket(zmq::DEALER).unwrap();
+    socket.set_linger(0).unwrap();
+    socket.set_rcvtimeo(DEADLINE.as_millis() as i32).unwrap();
+    socket.connect(address).unwrap();
+    socket
+}
+
+fn reply(socket: &zmq::Socket) -> Answer {
+    let frames = socket.recv_multipart(0).expect("every message is answered");
+    assert_eq!((frames.len(), &frames[0][..]), (2, &b""[..]));
+    Reply::decode(&frames[1][..]).unwrap().result.unwrap()
+}
+
+fn code(answer: &Answer) -> Code {
+    match answer {
+        Answer::Error(e) => e.code(),
+        other => panic!("{other:?}"),
+    }
+}
+
+pub fn request(kind: Kind) -> Vec<u8> {
+    Request {
+        operation: Some(Operation { kind: Some(kind) }),
+        ..Request::default()
+    }
+    .encode_to_vec()
+}
+
+#[test]
+fn messages_of_any_shape_are_answered() {
+    let server = Server::start(&["50"]);
+    let socket = dealer(&server.listening());
+    let ping = request(Kind::Ping(Ping::default()));
+    for frames in [
+        vec![&b""[..]],
+        vec![&b"no delimiter"[..]],
+        vec![b"", b"one", b"too many"],
+        vec![b"", b"a", b"b", b"c", b"d", b"e"],
+        vec![b"", b"no protobuf"],
+        vec![b"not empty", &ping],
+        vec![b"", b""],
+    ] {
+        socket.send_multipart(&frames, 0).unwrap();
+        assert_eq!(code(&reply(&socket)), Code::InvalidArgument, "{frames:?}");
+    }
+    socket.send_multipart([&b""[..], &ping], 0).unwrap();
+    assert!(matches!(reply(&socket), Answer::Pong(_)));
+}
+
+#[test]
+fn random_bytes_are_answered_and_change_nothing() {
+    let server = Server::start(&["50"]);
+    let socket = dealer(&server.listening());
+    let mut random = Random(0x5eed);
+    // Half of them begin as something valid does.
+    let valid = request(allocate(3));
+    let n = 2000;
+    for _ in 0..n {
+        let mut bytes: Vec<u8> = (0..random.below(60))
+            .map(|_| random.below(256) as u8)
+            .collect();
+        if random.below(2) == 0 {
+            let keep = random.below(valid.len());
+            bytes.splice(..0, valid[..keep].iter().copied());
+        }
+        socket.send_multipart([vec![], bytes], 0).unwrap();
+    }
+    // An allocation may have been among them; there is an answer to each.
+    for _ in 0..n {
+        reply(&socket);
+    }
+    assert_eq!(stats(&connect(&server.listening())).blocks, 50);
+}
+
+#[test]
+fn a_request_that_is_too_long_costs_its_sender_the_connection_and_nobody_else_anything() {
+    let server = Server::start(&["50", "--max-message", "1000"]);
+    let client = connect(&server.listening());
+    let long = dealer(&server.listening());
+    long.set_rcvtimeo(1).unwrap();
+    long.send_multipart([vec![], vec![0; 1001]], 0).unwrap();
+    // Its next message comes over a new connection.
+    long.set_rcvtimeo(DEADLINE.as_millis() as i32).unwrap();
+    let ping = request(Kind::Ping(Ping::default()));
+    super::support::until("the connection is made again", || {
+        long.send_multipart([&b""[..], &ping], 0).unwrap();
+        long.poll(zmq::POLLIN, 50).unwrap() > 0
+    });
+    assert!(matches!(reply(&long), Answer::Pong(_)));
+    assert_eq!(blocks(client.call(allocate(2)).unwrap()).len(), 2);
+    // The library's client knows the limit, and does not even try.
+    let many = Kind::EvictBlocks(kvferry::pool_server::wire::EvictBlocks {
+        block_ids: vec![1; 300],
+    });
+    let e = client.call(many).unwrap_err();
+    assert!(e.message().contains("the server takes 1000"), "{e}");
+    assert_eq!(stats(&client).free, 47);
+}
+
+#[test]
+fn metrics_are_served_over_http() {
+    use std::io::{Read, Write};
+    let server = Server::start(&["50", "--metrics-address", "127.0.0.1:0"]);
+    let url = server.address("metrics");
+    let address = url
+        .strip_prefix("http://")
+        .unwrap()
+        .strip_suffix("/metrics")
+        .unwrap();
+    let ask = |request: &str| {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let client = connect(&server.listening());
+    client.call(allocate(7)).unwrap();
+    let text = ask("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(head.contains(&format!("Content-Length: {}", body.len())));
+    assert!(
+        body.contains("\nkv_cache_server_pool_free_blocks{pool=\"default\"} 42\n"),
+        "{body}"
+    );
+    assert!(body.contains("\nkv_cache_server_sessions 1\n"));
+    assert!(ask("GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
+    assert!(ask("POST /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405 "));
+    assert!(ask("\r\n\r\n").starts_with("HTTP/1.1 405 "));
+    assert_eq!(stats(&client).free, 42);
+}
