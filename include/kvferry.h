@@ -2662,6 +2662,217 @@ kvf_status kvf_block_pool_take_events(kvf_block_pool pool,
  */
 void kvf_block_event_list_free(kvf_block_event_list *events);
 
+/* ==== Block pool in a server ================================================================== */
+
+/** Nothing; `value` receives a number that differs between two runs of the server. */
+#define KVF_POOL_OP_PING 1
+/**
+ * Allocates `count` blocks (with `after`, if it is not 0) into `out`, for `request` if there is
+ * one: then 0 is the last block of that.
+ */
+#define KVF_POOL_OP_ALLOCATE 2
+/** The same; `count` is how many `request` is to have, with those that it has. */
+#define KVF_POOL_OP_ALLOCATE_UP_TO 3
+/** Gives back all blocks of `request`, the last one first; `value` receives their number. */
+#define KVF_POOL_OP_FREE_REQUEST 4
+/** As `kvf_block_pool_free()`: `ids`, which belong to no request. */
+#define KVF_POOL_OP_FREE 5
+/** As `kvf_block_pool_unpin()`. */
+#define KVF_POOL_OP_UNPIN 6
+/** As `kvf_block_pool_touch()`, for `request` if there is one. */
+#define KVF_POOL_OP_TOUCH 7
+/**
+ * As `kvf_block_pool_lookup()`: `hash_count` hashes in `groups`. `out` receives the blocks,
+ * `value` the number of hashes found.
+ */
+#define KVF_POOL_OP_LOOKUP 8
+/** The same, and what is found is touched, for `request` if there is one. */
+#define KVF_POOL_OP_ACQUIRE 9
+/** As `kvf_block_pool_cache()`: `cached`. */
+#define KVF_POOL_OP_CACHE 10
+/** As `kvf_block_pool_cache_partial()`: `part`. */
+#define KVF_POOL_OP_CACHE_PARTIAL 11
+/** As `kvf_block_pool_announce()`: `cached`. */
+#define KVF_POOL_OP_ANNOUNCE 12
+/** As `kvf_block_pool_move_keys()`: from `ids[0]` to `ids[1]`. */
+#define KVF_POOL_OP_MOVE_KEYS 13
+/** As `kvf_block_pool_evict()`: `ids`. */
+#define KVF_POOL_OP_EVICT 14
+/** As `kvf_block_pool_reset()`; `value` receives 1, or 0 if a block is held by anybody. */
+#define KVF_POOL_OP_RESET 15
+/** How many times each of `ids` is held, by whomever, into `out`. */
+#define KVF_POOL_OP_REF_COUNTS 16
+/** As `kvf_block_pool_is_writable()`, of each of `ids`: 1 or 0 into `out`. */
+#define KVF_POOL_OP_WRITABLE 17
+/** `value` receives the number of free blocks. */
+#define KVF_POOL_OP_NUM_FREE 18
+/**
+ * As `kvf_block_pool_free_blocks()`: `out`, as many as it has room for; `value` receives how many
+ * there are.
+ */
+#define KVF_POOL_OP_FREE_BLOCKS 19
+/** As `kvf_block_pool_take_reused()`: `out`, as many as it has room for. */
+#define KVF_POOL_OP_TAKE_REUSED 20
+/**
+ * The keys of `ids[0]`: the first `keys_capacity` into `keys`, their number into `value`, the
+ * tokens of the primary one into `tokens`.
+ */
+#define KVF_POOL_OP_KEYS 21
+/** As `kvf_block_pool_stats_get()`: `stats`. */
+#define KVF_POOL_OP_STATS 22
+/** As `kvf_block_pool_take_events()`: `events`, of a pool whose events are not published. */
+#define KVF_POOL_OP_TAKE_EVENTS 23
+
+/**
+ * How to connect. Start from `kvf_pool_client_options_default()`; zero is the default of every
+ * field.
+ */
+typedef struct kvf_pool_client_options {
+  /** `sizeof(kvf_pool_client_options)`. */
+  uint32_t struct_size;
+  /**
+   * 1: the events of the pool that is made are published by the server, not kept for
+   * `KVF_POOL_OP_TAKE_EVENTS`.
+   */
+  uint8_t publish;
+  /** Zero. */
+  uint8_t reserved[3];
+  /** `ipc://FILE` or `tcp://HOST:PORT`; NULL is `ipc:///tmp/kv_cache.sock`. */
+  const char *address;
+  /** The pool's name; NULL is the one that the server was started with. */
+  const char *pool;
+  /**
+   * The session's name; NULL is one that nobody else has. Whoever gives the name of a session
+   * that is alive goes on with it, and with what it holds.
+   */
+  const char *session;
+  /**
+   * The pool to make if there is none of that name (one with other options is
+   * `KVF_ERR_MISMATCH`); it ends with the last session that has opened it. NULL: it must be
+   * there.
+   */
+  const kvf_block_pool_options *create;
+  /** How long a call may take, in milliseconds; 0 is 10,000. */
+  uint64_t timeout_ms;
+  /**
+   * How long the server keeps what a silent client holds, in milliseconds; 0 is the server's
+   * default. A client is not silent while its process runs: a thread of its own sees to that.
+   */
+  uint64_t session_timeout_ms;
+} kvf_pool_client_options;
+
+/** A connection to a `kv_cache_server`, and a session there. All zero is the null handle. */
+typedef struct kvf_pool_client {
+  /** Opaque. Zero is null. */
+  uint64_t id;
+} kvf_pool_client;
+
+/**
+ * One operation and its outcome, for `kvf_pool_client_run()`. Zero the struct, and set `kind` and
+ * what the kind needs; `KVF_POOL_OP_...` says which fields those are. Pointers that it does not need
+ * are not looked at.
+ */
+typedef struct kvf_pool_op {
+  /** `KVF_POOL_OP_...`. */
+  uint32_t kind;
+  /** Receives the outcome. `KVF_ERR_CANCELED`: not carried out, because one before it failed. */
+  int32_t status;
+  /** The engine's request that the blocks are for, a name of up to 256 bytes; NULL for none. */
+  const char *request;
+  /** How many blocks. */
+  uint32_t count;
+  /** The last block of a request that grows, or 0. */
+  uint32_t after;
+  /** Blocks to work on. */
+  const uint32_t *ids;
+  /** Their number. */
+  size_t ids_len;
+  /** Hashes, one after the other. */
+  const uint8_t *hashes;
+  /** Length of one in bytes. */
+  size_t hash_len;
+  /** Their number. */
+  size_t hash_count;
+  /** Groups to look in. */
+  const uint32_t *groups;
+  /** Their number. */
+  size_t groups_len;
+  /** Blocks to be cached or announced. */
+  const kvf_cached_blocks *cached;
+  /** A part to be cached. */
+  const kvf_cached_part *part;
+  /** Receives block ids, or other numbers of 32 bits. */
+  uint32_t *out;
+  /** How many fit there. */
+  size_t out_capacity;
+  /** Receives how many were written. */
+  size_t out_len;
+  /** Receives a number. */
+  uint64_t value;
+  /** Receives keys. */
+  kvf_block_key *keys;
+  /** How many fit there. */
+  size_t keys_capacity;
+  /** Receives the pool's numbers. */
+  kvf_block_pool_stats *stats;
+  /** Receives events; free them with `kvf_block_event_list_free()`. */
+  kvf_block_event_list *events;
+  /** Receives the tokens of the primary key; 0 if there is none. */
+  uint32_t tokens;
+  /** Zero. */
+  uint32_t reserved;
+  /** Receives what was wrong, cut to fit and NUL-terminated; empty if nothing was. */
+  char message[160];
+} kvf_pool_op;
+
+/**
+ * Connects to a server, opens a session, and makes or joins a pool. Any thread.
+ *
+ * @param options  May be NULL.
+ * @param client   Receives the handle; end it with `kvf_pool_client_close()`.
+ * @return `KVF_ERR_TIMEOUT` if nobody answers.
+ */
+KVF_MUST_USE
+kvf_status kvf_pool_client_connect(const kvf_pool_client_options *options,
+                                   kvf_pool_client *client);
+
+/**
+ * Ends the session, with which everything that it holds goes back, and the handle. Any thread.
+ *
+ * @return `KVF_ERR_TIMEOUT` if the server does not answer; the handle has ended all the same, and
+ *         the server takes everything back by itself.
+ */
+kvf_status kvf_pool_client_close(kvf_pool_client client);
+
+/**
+ * Carries out operations, in their order and in one round trip, with nobody else's between them.
+ * Each is all or nothing by itself; one that fails does not undo those before it.
+ *
+ * @param ops            `len` operations, at most 4,096. Their outcomes are written into them.
+ * @param stop_on_error  1: those behind one that failed are not carried out.
+ * @return The status of the first operation that failed. `KVF_ERR_TIMEOUT` if there was no answer:
+ *         then no outcome is known, and the client is of no use any more. `KVF_ERR_NOT_FOUND` also
+ *         if the session has ended: nothing that it held is its own any more. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_pool_client_run(kvf_pool_client client,
+                               kvf_pool_op *ops,
+                               size_t len,
+                               uint8_t stop_on_error);
+
+/**
+ * The numbers of the server and of all its pools, as text for Prometheus. Any thread.
+ *
+ * @param text  Free with `kvf_buffer_free()`.
+ */
+KVF_MUST_USE
+kvf_status kvf_pool_client_metrics(kvf_pool_client client,
+                                   kvf_buffer *text);
+
+/** Tells the server to answer what is in flight and to end. Any thread. */
+KVF_MUST_USE
+kvf_status kvf_pool_client_shutdown_server(kvf_pool_client client);
+
 /* ==== What there is to work with ============================================================== */
 
 /**
@@ -2749,6 +2960,14 @@ static inline kvf_side_channel_options kvf_side_channel_options_default(void) {
 /** Options for kvf_block_pool_create(): all defaults. Set `blocks`. Any thread. */
 static inline kvf_block_pool_options kvf_block_pool_options_default(void) {
   kvf_block_pool_options options;
+  memset(&options, 0, sizeof options);
+  options.struct_size = (uint32_t)sizeof options;
+  return options;
+}
+
+/** Options for kvf_pool_client_connect(): all defaults. Any thread. */
+static inline kvf_pool_client_options kvf_pool_client_options_default(void) {
+  kvf_pool_client_options options;
   memset(&options, 0, sizeof options);
   options.struct_size = (uint32_t)sizeof options;
   return options;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the release library for C and C++ programs: the shared library with its SONAME link, the
-# static one, the headers, and the package files for pkg-config and CMake.
+# static one, the headers, the package files for pkg-config and CMake, and the program kv_cache_server.
 # PREFIX (/usr/local), LIBDIR ($PREFIX/lib) and DESTDIR (empty) come from the environment, and
 # KVF_BUILT, the folder of the built libraries, where it is not cargo's of the release profile.
 set -euo pipefail
@@ -18,7 +18,7 @@ done
 stage install "into $destdir$prefix"
 version=$(kvf_version)
 built=${KVF_BUILT:-$KVF_TARGET/release}
-for file in "$built/libkvferry.so" "$built/libkvferry.a" include/kvferry.h bindings/cpp/include/kvferry.hpp; do
+for file in "$built/libkvferry.so" "$built/libkvferry.a" "$built/kv_cache_server" include/kvferry.h bindings/cpp/include/kvferry.hpp; do
     [ -f "$file" ] || die "$file is not there"
 done
 soname=$(readelf -d "$built/libkvferry.so" | sed -n 's/.*(SONAME).*\[\(.*\)\].*/\1/p')
@@ -26,6 +26,8 @@ soname=$(readelf -d "$built/libkvferry.so" | sed -n 's/.*(SONAME).*\[\(.*\)\].*/
 shared=libkvferry.so.$version
 
 install -d "$destdir$libdir/pkgconfig" "$destdir$libdir/cmake/kvferry" "$destdir$includedir"
+install -d "$destdir$prefix/bin"
+install -m 755 "$built/kv_cache_server" "$destdir$prefix/bin/"
 install -m 755 "$built/libkvferry.so" "$destdir$libdir/$shared"
 ln -sf "$shared" "$destdir$libdir/$soname"
 ln -sf "$soname" "$destdir$libdir/libkvferry.so"

@@ -1,9 +1,10 @@
-"""Puts libkvferry.so, built by cargo, into the wheel; the rest is in pyproject.toml.
+"""Puts libkvferry.so and kv_cache_server, built by cargo, into the wheel; the rest is in pyproject.toml.
 
 There is nothing to compile against Python: the package loads the library with ctypes. So the wheel
 is for any Python 3 and for one platform (``py3-none-linux_x86_64``).
 
-``KVF_PREBUILT_LIBRARY`` names a library to pack instead of building one.
+``KVF_PREBUILT_LIBRARY`` names a library to pack instead of building one; the program is then packed if
+it lies beside it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def library() -> pathlib.Path:
     cargo = os.environ.get("CARGO", "cargo")
     if not shutil.which(cargo):
         sys.exit(f"{cargo} was not found: install Rust, or set KVF_PREBUILT_LIBRARY")
-    subprocess.run([cargo, "build", "--release", "--lib", "--locked"], cwd=CRATE, check=True)
+    build = [cargo, "build", "--release", "--lib", "--bins", "--locked"]
+    subprocess.run(build, cwd=CRATE, check=True)
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", "target"))
     return CRATE / target / "release" / "libkvferry.so"
 
@@ -52,9 +54,13 @@ class BuildWithLibrary(build_py):
         super().run()
         # An editable install runs from the source tree, and finds the library by KVF_LIBRARY.
         if not self.editable_mode:
-            packed = pathlib.Path(self.build_lib, "kvferry", "libkvferry.so")
-            packed.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(library(), packed)
+            package = pathlib.Path(self.build_lib, "kvferry")
+            package.mkdir(parents=True, exist_ok=True)
+            built = library()
+            shutil.copy2(built, package / "libkvferry.so")
+            program = built.with_name("kv_cache_server")
+            if program.is_file():
+                shutil.copy2(program, package / program.name)
 
 
 class PlatformWheel(bdist_wheel):

@@ -185,7 +185,8 @@ static CLIENTS: Lazy<Table<PoolClient>> = Lazy::new(|| Table::new(10, "pool clie
 ///
 /// @param options  May be NULL.
 /// @param client   Receives the handle; end it with `kvf_pool_client_close()`.
-/// @return `KVF_ERR_TIMEOUT` if nobody answers.
+/// @return `KVF_ERR_TIMEOUT` if nobody answers; `KVF_ERR_NOT_FOUND` if there is no such pool, and
+///         none to make.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_pool_client_connect(
@@ -245,13 +246,7 @@ pub unsafe extern "C" fn kvf_pool_client_run(
             let kind = unsafe { request(op) };
             kinds.push(kind.map_err(|e| e.context(format_args!("ops[{i}]")))?);
         }
-        let outcomes = match kinds.pop() {
-            Some(only) if kinds.is_empty() => vec![client.call(only)],
-            last => {
-                kinds.extend(last);
-                client.batch(kinds, stop)?
-            }
-        };
+        let outcomes = client.batch(kinds, stop)?;
         let mut first = Ok(());
         for (op, outcome) in ops.iter_mut().zip(outcomes) {
             // SAFETY: the caller's contract.

@@ -69,8 +69,13 @@ impl Link {
         self.dead.is_some()
     }
 
-    /// One round trip.
+    /// One operation.
     pub(super) fn call(&mut self, kind: Kind) -> Result<Answer> {
+        self.exchange(kind)?
+    }
+
+    /// One round trip: whether there was one, and what it came to.
+    pub(super) fn exchange(&mut self, kind: Kind) -> Result<Result<Answer>> {
         if let Some(e) = &self.dead {
             bail!(
                 Status::InvalidState,

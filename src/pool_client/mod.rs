@@ -84,7 +84,8 @@ impl PoolClient {
     /// Connects, opens the session, and makes or joins the pool.
     ///
     /// # Errors
-    /// [`Status::Timeout`] if there is no answer; [`Status::Mismatch`] if there is such a pool with
+    /// [`Status::Timeout`] if there is no answer; [`Status::NotFound`] if there is no such pool and none
+    /// to make; [`Status::Mismatch`] if there is such a pool with
     /// other options; whatever else the server says.
     pub fn connect(options: &ClientOptions) -> Result<Self> {
         check(options)?;
@@ -120,6 +121,9 @@ impl PoolClient {
                 (true, true) => wire::Events::Publish,
             };
             client.call(Kind::OpenPool(open_pool(pool, events)))?;
+        } else {
+            // A pool that is not there is better known now.
+            client.call(Kind::GetStats(wire::GetStats {}))?;
         }
         Ok(client)
     }
@@ -135,15 +139,20 @@ impl PoolClient {
     /// What the server says; [`Status::Timeout`] if it says nothing, after which the client is of no
     /// use; [`Status::InvalidState`] for a client that is closed, or of another process.
     pub fn call(&self, kind: Kind) -> Result<Answer> {
-        self.with_link(|link| link.call(kind))
+        self.exchange(kind)?
     }
 
     /// Several operations in one round trip, with nobody else's between them; the outcome of each.
     ///
     /// # Errors
     /// As for [`PoolClient::call`], but not for what a single operation came to.
-    pub fn batch(&self, kinds: Vec<Kind>, stop_on_error: bool) -> Result<Vec<Result<Answer>>> {
+    pub fn batch(&self, mut kinds: Vec<Kind>, stop_on_error: bool) -> Result<Vec<Result<Answer>>> {
         let n = kinds.len();
+        if n == 1
+            && let Some(only) = kinds.pop()
+        {
+            return Ok(vec![self.exchange(only)?]);
+        }
         let operations = kinds.into_iter().map(|kind| Operation { kind: Some(kind) });
         let batch = wire::Batch {
             operations: operations.collect(),
@@ -186,7 +195,8 @@ impl PoolClient {
         }
     }
 
-    fn with_link<T>(&self, body: impl FnOnce(&mut Link) -> Result<T>) -> Result<T> {
+    /// One round trip: whether there was one, and what it came to.
+    fn exchange(&self, kind: Kind) -> Result<Result<Answer>> {
         if self.is_foreign() {
             bail!(
                 Status::InvalidState,
@@ -196,7 +206,7 @@ impl PoolClient {
             );
         }
         match &mut *lock(&self.link) {
-            Some(link) => body(link),
+            Some(link) => link.exchange(kind),
             None => bail!(Status::InvalidState, "the client has been closed"),
         }
     }

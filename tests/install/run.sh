@@ -28,6 +28,7 @@ cmp "$built/libkvferry.so" "$lib/libkvferry.so"
 cmp "$built/libkvferry.a" "$lib/libkvferry.a"
 diff -r "$tests/../bindings/cpp/include/kvferry" "$prefix/include/kvferry"
 cmp "$tests/../include/kvferry.h" "$prefix/include/kvferry.h"
+"$prefix/bin/kv_cache_server" --version | grep -q '^kv_cache_server [0-9]' || fail "kv_cache_server does not run"
 
 # --- find_package, from a prefix that was moved after the installation
 

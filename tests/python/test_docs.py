@@ -17,7 +17,7 @@ def blocks(path: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", ["docs/python.md", "docs/queue.md", "bindings/python/README.md"])
+@pytest.mark.parametrize("path", ["docs/python.md", "docs/queue.md", "docs/kv_cache_server.md", "bindings/python/README.md"])
 def test_code_runs_from_top_to_bottom(path, nixl):
     program = "\n".join(blocks(path)) + "\nprint('ran')\n"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)

@@ -73,7 +73,7 @@ def test_what_is_in_the_wheel(wheel):
         str(f.relative_to(PACKAGE)) for f in (PACKAGE / "kvferry").rglob("*")
         if f.suffix in (".py", ".typed") and "__pycache__" not in f.parts
     }
-    assert sources | {"kvferry/libkvferry.so"} == {n for n in names if n.startswith("kvferry/")}
+    assert sources | {"kvferry/libkvferry.so", "kvferry/kv_cache_server"} == {n for n in names if n.startswith("kvferry/")}
 
 
 def test_a_block_moves_with_the_wheel_alone(installed, tmp_path):
@@ -97,6 +97,21 @@ def test_a_block_moves_with_the_wheel_alone(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     path, version = done.stdout.split()
     assert path.endswith("site-packages/kvferry/libkvferry.so") and version == kvferry.__version__
+
+
+def test_the_server_of_the_wheel(installed, tmp_path):
+    done = run(installed, """
+        from kvferry.pool_client import executable, serve
+        with serve(10) as server, server.client() as pool:
+            print(executable(), len(pool.allocate(3)))
+    """, tmp_path, PATH="")
+    assert done.returncode == 0, done.stderr
+    path, taken = done.stdout.split()
+    assert path.endswith("site-packages/kvferry/kv_cache_server") and taken == "3"
+    # And as a command of the environment.
+    command = installed.with_name("kv_cache_server")
+    shown = subprocess.run([command, "--version"], capture_output=True, text=True, env=clean_environment())
+    assert shown.stdout == f"kv_cache_server {kvferry.__version__}\n", shown.stderr
 
 
 def test_without_nixl_the_error_says_what_to_install(installed, tmp_path):

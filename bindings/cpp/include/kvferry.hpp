@@ -8,6 +8,7 @@
 //   kvferry::layout        one rank's KV cache as data               kvferry/layout.hpp
 //   kvferry::plan          which bytes of which rank go where        kvferry/plan.hpp
 //   kvferry::queue         moves them in the background              kvferry/queue.hpp
+//   kvferry::pool_client   a block pool in a server                  kvferry/pool_client.hpp
 //   kvferry::side_channel  hands metadata to peers                   kvferry/side_channel.hpp
 //
 // OWNERSHIP  Each object owns one handle, can be moved and not copied, and ends what it owns in its
@@ -34,6 +35,7 @@
 #include "kvferry/layout.hpp"
 #include "kvferry/library.hpp"
 #include "kvferry/plan.hpp"
+#include "kvferry/pool_client.hpp"
 #include "kvferry/queue.hpp"
 #include "kvferry/result.hpp"
 #include "kvferry/side_channel.hpp"

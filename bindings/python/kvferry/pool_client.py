@@ -25,9 +25,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from array import array
 from collections.abc import Callable, Iterable, Sequence
-from ctypes import POINTER, addressof, byref, c_uint32, c_uint64, cast, memmove, sizeof
+from ctypes import addressof, byref, c_uint32, c_uint64, memmove, sizeof
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -63,6 +62,9 @@ __all__ = ["Batch", "Pending", "PoolClient", "Server", "serve"]
 
 #: Where a server listens unless it is told otherwise.
 DEFAULT_ADDRESS = "ipc:///tmp/kv_cache.sock"
+
+#: The largest pool there can be.
+_MAX_BLOCKS = 1 << 24
 
 T = TypeVar("T")
 
@@ -131,15 +133,10 @@ class _Operations:
         return self._allocate("ALLOCATE_UP_TO", n, after, request)
 
     def _allocate(self, kind: str, n: int, after: int | None, request: str | None) -> Any:
-        if not 0 <= _count(n) < 2**32:
-            raise errors.InvalidArgumentError(f"{n} blocks")
-        # More than there are is refused by the server; no room is needed for that.
-        room = min(n, self.num_blocks)
+        if _count(n) > _MAX_BLOCKS:
+            raise errors.ResourceExhaustedError(f"{n} blocks: no pool has as many")
         made = _Operation(kind, request=_name(request), count=n, after=after or 0)
-        if room < n:
-            # The library wants room for what it asks for.
-            room = n if n <= 1 << 24 else 0
-        return self._do(_into(made, room))
+        return self._do(_into(made, n))
 
     def free(self, ids: Iterable[int]) -> Any:
         """Gives back one reference of each block; one may appear several times. Give the last block of
@@ -498,7 +495,7 @@ class Batch(_Operations):
         for i, (operation, _) in enumerate(waiting):
             memmove(byref(ops[i]), byref(operation.op), sizeof(kvf_pool_op))
         status = lib.kvf_pool_client_run(self._client._handle, ops, len(ops), self._stop)
-        # If no operation has failed, what failed is the call.
+        # Where no operation has failed, the call has: they have no outcome.
         if status and not any(op.status for op in ops):
             raise errors.from_status(status)
         for op, (operation, pending) in zip(ops, waiting):

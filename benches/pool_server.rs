@@ -1,0 +1,319 @@
+//! What a round trip to kv_cache_server costs, next to a bare ZeroMQ REQ/REP echo of as many bytes.
+//!
+//!     cargo bench --bench pool_server
+//!
+//! Server and echo are processes of their own on Unix sockets; both are asked in turns, some hundred
+//! times each, so that what else the machine does falls on both alike. Times are of the whole call:
+//! making the message, the round trip, reading the reply. *In process* is the same step on a pool
+//! without a server.
+
+use std::collections::VecDeque;
+use std::hint::black_box;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kvferry::block_pool::{BlockPool, CacheFull, Options};
+use kvferry::pool_client::{ClientOptions, PoolClient};
+use kvferry::pool_server::wire::operation::Kind;
+use kvferry::pool_server::wire::reply::Result as Answer;
+use kvferry::pool_server::wire::*;
+use prost::Message;
+
+#[path = "../tests/pool_server/support.rs"]
+#[allow(dead_code)]
+mod support;
+use support::{Place, Server};
+
+const BLOCKS: u32 = 100_000;
+const HASH: usize = 32;
+/// Blocks of a prompt, and the part of it that is found in the cache.
+const PROMPT: u32 = 128;
+const PREFIX: u32 = 64;
+/// Of the requests that run, those that get a new block in a step: 256 with 16 tokens to a block.
+const GROWING: u32 = 16;
+const RUNNING: u64 = 64;
+const ROUNDS: usize = 60;
+const PER_ROUND: usize = 100;
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if let [_, flag, address, bytes] = &args[..]
+        && flag == "--echo"
+    {
+        return echo(address, bytes.parse().expect("a number"));
+    }
+    println!("| one round trip | bytes out, back | | p50 µs | p99 µs | a second |");
+    println!("|---|---|---|---|---|---|");
+    compare("ping", |_| vec![Kind::Ping(Ping::default())]);
+    compare("step: 16 requests grow by a block", |_| growing());
+    compare("the same, and a prompt comes and one goes", |n| {
+        let mut ops = growing();
+        ops.extend(prompt(n));
+        ops
+    });
+    in_process();
+}
+
+/// One block for each request that needs one, given back at once by the oldest, so that the pool stays
+/// as full as it is.
+fn growing() -> Vec<Kind> {
+    (0..GROWING)
+        .map(|i| {
+            Kind::Allocate(Allocate {
+                request_id: format!("growing-{i}"),
+                num_blocks: 1,
+                ..Default::default()
+            })
+        })
+        .chain((0..GROWING).map(|i| {
+            Kind::Free(Free {
+                request_id: format!("growing-{i}"),
+            })
+        }))
+        .collect()
+}
+
+/// A prompt of which half is cached: look up, allocate the rest, cache it; and an old one ends.
+fn prompt(n: u64) -> Vec<Kind> {
+    let request_id = format!("prompt-{n}");
+    let mut ops = vec![
+        Kind::GetCachedBlock(Box::new(GetCachedBlock {
+            hashes: hashes(n),
+            hash_length: HASH as u32,
+            groups: vec![0],
+            touch: true,
+            request_id: request_id.clone(),
+        })),
+        Kind::Allocate(Allocate {
+            request_id,
+            num_blocks: PROMPT,
+            up_to: true,
+            ..Default::default()
+        }),
+    ];
+    if n >= RUNNING {
+        ops.push(Kind::Free(Free {
+            request_id: format!("prompt-{}", n - RUNNING),
+        }));
+    }
+    ops
+}
+
+/// Those of the prefix are the same for all.
+fn hashes(n: u64) -> Vec<u8> {
+    let mut out = Vec::with_capacity(PROMPT as usize * HASH);
+    for i in 0..u64::from(PROMPT) {
+        let own = if i < u64::from(PREFIX) { 0 } else { n + 1 };
+        let mut hash = [i as u8; HASH];
+        hash[..8].copy_from_slice(&own.to_le_bytes());
+        out.extend(hash);
+    }
+    out
+}
+
+/// The shared prefix enters the cache.
+fn warm_up(client: &PoolClient) {
+    let take = Kind::Allocate(Allocate {
+        num_blocks: PREFIX,
+        ..Default::default()
+    });
+    let Answer::Blocks(blocks) = client.call(take).unwrap() else {
+        panic!("no blocks")
+    };
+    let content = BlockContent {
+        hashes: hashes(0)[..PREFIX as usize * HASH].to_vec(),
+        hash_length: HASH as u32,
+        block_size: 16,
+        ..Default::default()
+    };
+    let cache = CacheFullBlocks {
+        block_ids: blocks.block_ids,
+        content: Some(content),
+        ..Default::default()
+    };
+    client.call(Kind::CacheFullBlocks(Box::new(cache))).unwrap();
+}
+
+fn compare(what: &str, step: impl Fn(u64) -> Vec<Kind>) {
+    let server = Server::start(&[&BLOCKS.to_string(), "--enable-caching", "true"]);
+    let client = PoolClient::connect(&ClientOptions {
+        address: server.listening(),
+        ..ClientOptions::default()
+    })
+    .unwrap();
+    warm_up(&client);
+    let mut n = 0;
+    let mut run = || {
+        let ops = step(n);
+        n += 1;
+        let start = Instant::now();
+        let answers = client.batch(ops, false).unwrap();
+        let took = micros(start.elapsed());
+        for answer in &answers {
+            assert!(answer.is_ok(), "{answer:?}");
+        }
+        (took, answers)
+    };
+    // Until as many requests run as ever will.
+    let mut last = Vec::new();
+    for _ in 0..=2 * RUNNING {
+        last = run().1;
+    }
+    let (out, back) = sizes(step(2 * RUNNING), last);
+    let echo = Echo::start(out, back);
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        times[0].extend((0..PER_ROUND).map(|_| echo.ask()));
+        times[1].extend((0..PER_ROUND).map(|_| run().0));
+    }
+    let p50 = times.each_ref().map(|t| percentile(t, 50));
+    for (name, times) in ["echo", "server"].into_iter().zip(&times) {
+        let mean = times.iter().sum::<f64>() / times.len() as f64;
+        println!(
+            "| {what} | {out}, {back} | {name} | {:.1} | {:.1} | {:.0} |",
+            percentile(times, 50),
+            percentile(times, 99),
+            1e6 / mean
+        );
+    }
+    println!(
+        "| | | median of the server / echo | **{:.2}** | | |",
+        p50[1] / p50[0]
+    );
+}
+
+/// Bytes of the request and of its reply.
+fn sizes(ops: Vec<Kind>, answers: Vec<Result<Answer, kvferry::error::Error>>) -> (usize, usize) {
+    let operations = ops.into_iter().map(|kind| Operation { kind: Some(kind) });
+    let batch = Kind::Batch(Batch {
+        operations: operations.collect(),
+        ..Default::default()
+    });
+    let request = Request {
+        // As long as the library's own are.
+        session: "s".repeat(40),
+        operation: Some(Operation { kind: Some(batch) }),
+        ..Default::default()
+    };
+    let replies = answers.into_iter().map(|answer| Reply {
+        result: answer.ok(),
+    });
+    let reply = Reply {
+        result: Some(Answer::Batch(BatchReply {
+            replies: replies.collect(),
+        })),
+    };
+    (request.encoded_len(), reply.encoded_len())
+}
+
+fn percentile(times: &[f64], p: usize) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[(sorted.len() - 1) * p / 100]
+}
+
+/// A process that answers whatever it is sent with as many bytes as it was told.
+struct Echo {
+    socket: zmq::Socket,
+    message: Vec<u8>,
+    child: Child,
+    _place: Place,
+}
+
+impl Echo {
+    fn start(out: usize, back: usize) -> Self {
+        let place = Place::new();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--echo", &place.address(), &back.to_string()])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let socket = zmq::Context::new().socket(zmq::REQ).unwrap();
+        socket.set_linger(0).unwrap();
+        socket.connect(&place.address()).unwrap();
+        let echo = Echo {
+            socket,
+            message: vec![7; out],
+            child,
+            _place: place,
+        };
+        for _ in 0..100 {
+            echo.ask();
+        }
+        echo
+    }
+
+    fn ask(&self) -> f64 {
+        let start = Instant::now();
+        self.socket.send(&self.message[..], 0).unwrap();
+        black_box(self.socket.recv_msg(0).unwrap());
+        micros(start.elapsed())
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn echo(address: &str, bytes: usize) {
+    let socket = zmq::Context::new().socket(zmq::REP).unwrap();
+    socket.bind(address).unwrap();
+    let reply = vec![7; bytes];
+    loop {
+        black_box(socket.recv_msg(0).unwrap());
+        socket.send(&reply[..], 0).unwrap();
+    }
+}
+
+fn micros(d: Duration) -> f64 {
+    d.as_secs_f64() * 1e6
+}
+
+/// The largest of the steps on a pool in this process.
+fn in_process() {
+    let mut pool = BlockPool::new(&Options::new(BLOCKS, true)).unwrap();
+    let mut prefix = [0; PREFIX as usize];
+    pool.allocate(None, &mut prefix).unwrap();
+    let shared = hashes(0);
+    pool.cache_full(&CacheFull {
+        blocks: &prefix,
+        hashes: &shared[..PREFIX as usize * HASH],
+        hash_len: HASH,
+        block_size: 16,
+        ..CacheFull::default()
+    })
+    .unwrap();
+    let mut running = VecDeque::new();
+    let mut times = Vec::new();
+    for n in 0..(ROUNDS * PER_ROUND) as u64 {
+        let hashes = hashes(n);
+        let mut blocks = vec![0; PROMPT as usize];
+        let mut grown = [[0; 1]; GROWING as usize];
+        let start = Instant::now();
+        for one in &mut grown {
+            pool.allocate(None, one).unwrap();
+        }
+        for one in &grown {
+            pool.free(one).unwrap();
+        }
+        let hits = pool
+            .acquire_chain(&hashes, HASH, &[0], &mut blocks)
+            .unwrap();
+        pool.allocate(None, &mut blocks[hits..]).unwrap();
+        if running.len() as u64 == RUNNING {
+            let mut old: Vec<u32> = running.pop_front().unwrap();
+            old.reverse();
+            pool.free(&old).unwrap();
+        }
+        times.push(micros(start.elapsed()));
+        running.push_back(blocks);
+    }
+    println!(
+        "| the last step, in process | | pool | {:.1} | {:.1} | |",
+        percentile(&times, 50),
+        percentile(&times, 99)
+    );
+}
