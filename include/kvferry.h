@@ -2830,7 +2830,8 @@ typedef struct kvf_pool_op {
  *
  * @param options  May be NULL.
  * @param client   Receives the handle; end it with `kvf_pool_client_close()`.
- * @return `KVF_ERR_TIMEOUT` if nobody answers.
+ * @return `KVF_ERR_TIMEOUT` if nobody answers; `KVF_ERR_NOT_FOUND` if there is no such pool, and
+ *         none to make.
  */
 KVF_MUST_USE
 kvf_status kvf_pool_client_connect(const kvf_pool_client_options *options,

@@ -98,13 +98,11 @@ impl Link {
                 self.limit
             )));
         }
-        let reply = self
-            .exchange()
-            .inspect_err(|e| self.dead = Some(e.clone()))?;
-        outcome(reply)
+        let reply = self.round_trip();
+        Ok(outcome(reply.inspect_err(|e| self.dead = Some(e.clone()))?))
     }
 
-    fn exchange(&self) -> Result<Reply> {
+    fn round_trip(&self) -> Result<Reply> {
         self.repeat(|| self.socket.send(&self.bytes[..], 0))?;
         let reply = self.repeat(|| self.socket.recv_msg(0))?;
         Reply::decode(&reply[..]).map_err(|e| {
