@@ -14,6 +14,8 @@ use crate::threads::spawn;
 /// Between two signs of life, at least and at most.
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(60);
+/// How long one may take; whoever ends the client waits for it.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct Shared {
@@ -28,13 +30,18 @@ pub(super) struct Heartbeat {
 }
 
 impl Heartbeat {
-    pub(super) fn start(address: &str, session: &str, interval: Duration) -> Result<Self> {
+    pub(super) fn start(
+        context: &zmq::Context,
+        address: &str,
+        session: &str,
+        interval: Duration,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let interval = interval.clamp(SHORTEST, LONGEST);
-        let (address, session) = (address.to_owned(), session.to_owned());
+        let (context, address, session) = (context.clone(), address.to_owned(), session.to_owned());
         let theirs = Arc::clone(&shared);
         let thread = spawn("kvf-pool-beat", move || {
-            beat(&theirs, &address, &session, interval);
+            beat(&theirs, &context, &address, &session, interval);
         })?;
         Ok(Heartbeat {
             shared,
@@ -54,11 +61,11 @@ impl Heartbeat {
     }
 }
 
-fn beat(shared: &Shared, address: &str, session: &str, interval: Duration) {
+fn beat(shared: &Shared, context: &zmq::Context, address: &str, session: &str, interval: Duration) {
     // A socket of its own: the client's may be busy with a call. It is made again after a failure.
     let mut link = None;
     while !waited(shared, interval) {
-        let open = || Link::open(address, "", session, interval);
+        let open = || Link::open(context, address, "", session, PATIENCE);
         let result = match link.take() {
             Some(link) => Ok(link),
             None => open(),

@@ -28,13 +28,14 @@ pub(super) struct Link {
 impl Link {
     /// A socket that connects when there is somebody.
     pub(super) fn open(
+        context: &zmq::Context,
         address: &str,
         pool: &str,
         session: &str,
         timeout: Duration,
     ) -> Result<Self> {
         let doing = |e| failed(&format!("cannot connect to {address}"), e);
-        let socket = zmq::Context::new().socket(zmq::REQ).map_err(doing)?;
+        let socket = context.socket(zmq::REQ).map_err(doing)?;
         socket.set_linger(0).map_err(doing)?;
         socket.connect(address).map_err(doing)?;
         let mut link = Link {

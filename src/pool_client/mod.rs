@@ -94,7 +94,9 @@ impl PoolClient {
             name => name.to_owned(),
         };
         let process = Process::own();
-        let mut link = Link::open(&options.address, &options.pool, &session, options.timeout)?;
+        let (at, timeout) = (&options.address, options.timeout);
+        let context = zmq::Context::new();
+        let mut link = Link::open(&context, at, &options.pool, &session, timeout)?;
         let pong = link.call(Kind::Ping(wire::Ping {
             open: true,
             timeout_ms: options.session_timeout.as_millis() as u64,
@@ -113,7 +115,7 @@ impl PoolClient {
             epoch: pong.epoch,
             link: Mutex::new(Some(link)),
         };
-        client.heartbeat = Some(Heartbeat::start(&options.address, &session, beat)?);
+        client.heartbeat = Some(Heartbeat::start(&context, at, &session, beat)?);
         if let Some(pool) = &options.create {
             let events = match (pool.events, options.publish) {
                 (false, _) => wire::Events::Off,
@@ -221,7 +223,7 @@ impl Drop for PoolClient {
     fn drop(&mut self) {
         if self.is_foreign() {
             // The sockets are the parent's, and the threads behind them are not here.
-            std::mem::forget(lock(&self.link).take());
+            std::mem::forget(std::mem::take(&mut self.link));
             std::mem::forget(self.heartbeat.take());
             return;
         }

@@ -81,8 +81,10 @@ fn work(client: &PoolClient, held: &mut Vec<u32>, random: &mut Random) {
         ..Default::default()
     })));
     let answers = client.batch(ops, false).unwrap();
-    for answer in answers {
+    for (i, answer) in answers.into_iter().enumerate() {
         match answer {
+            // What belongs to no request has to be given back by its ids.
+            Ok(Answer::Blocks(taken)) if i == 0 => held.extend(taken.block_ids),
             Ok(_) => {}
             // The pool is full; or nothing was held for the request; or the block was cached before.
             Err(e) => assert!(

@@ -184,7 +184,7 @@ def test_a_session_can_be_gone_on_with_by_name(server):
 
 
 def test_calls_without_an_answer(server):
-    pool = server.client(timeout=0.2)
+    pool = server.client(timeout=2)
     os.kill(server.pid, signal.SIGSTOP)
     try:
         with pytest.raises(errors.TimeoutError, match="no answer"):
