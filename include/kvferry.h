@@ -2506,8 +2506,8 @@ kvf_status kvf_scheduler_allocated(kvf_scheduler scheduler,
 
 /**
  * Takes what the workers have to do since the last call, and gives it to none of them: hand the
- * bytes to `kvf_worker_step()` of every rank, in this order. Call it in every engine step, also
- * when nothing runs; a step in which nothing happens has about ten bytes.
+ * bytes to the worker half of every rank, in this order. Call it in every engine step, also when
+ * nothing runs; a step in which nothing happens has about ten bytes.
  *
  * @param step  Receives the bytes; free with `kvf_buffer_free()`. Any thread.
  */
