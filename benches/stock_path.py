@@ -156,7 +156,8 @@ class Ours:
         import kvferry
 
         self.k = kvferry
-        self.agent = kvferry.Agent(name, transport)
+        # As many of UCX's threads as the stock side has; "local" has nothing of the kind.
+        self.agent = kvferry.Agent(name, transport, worker_threads=4 if transport == "nixl" else 0)
         self.agent.register([(base, REGIONS * ROW)])
         self.metadata = self.agent.metadata()
         regions = [kvferry.Region(base + i * ROW, PAGES) for i in range(REGIONS)]

@@ -9,12 +9,13 @@ set -euo pipefail
 export_test_environment
 export_python_path
 
-# build/bench, against the release library.
+# build/bench, against the release library, which is there under the name that it is loaded by.
 export KVF_BENCH_PROGRAMS=$KVF_ROOT/build/bench
 mkdir -p "$KVF_BENCH_PROGRAMS"
+ln -sf "$KVF_LIBRARY" "$KVF_BENCH_PROGRAMS/libkvferry.so.0"
 for source in benches/c/*.c; do
-    "${CC:-cc}" -std=c11 -O2 -Wall -Wextra -Iinclude "$source" -o "$KVF_BENCH_PROGRAMS/$(basename "$source" .c)" \
-        -L"$KVF_TARGET/release" -lkvferry -Wl,-rpath,"$KVF_TARGET/release"
+    "${CC:-cc}" -std=c11 -O2 -Wall -Wextra -Iinclude "$source" "$KVF_LIBRARY" \
+        -Wl,-rpath,"$KVF_BENCH_PROGRAMS" -o "$KVF_BENCH_PROGRAMS/$(basename "$source" .c)"
 done
 
 names=("$@")

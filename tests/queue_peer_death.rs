@@ -221,12 +221,11 @@ fn killed_in_the_middle(over: Over) {
         done.sort_by_key(|d| d.ticket);
         let tickets: Vec<Ticket> = done.iter().map(|d| d.ticket).collect();
         assert_eq!(tickets, [both, one, other], "one completion each");
-        if done[0].result.is_ok() {
-            // So busy a machine that all was over before the signal came.
+        if done[..2].iter().any(|d| d.result.is_ok()) {
+            // So busy a machine that one was over before the signal came.
             continue;
         }
-        let record = done[0].record.clone();
-        assert!(0 < record.bytes && record.bytes < record.total_bytes);
+        assert!(done[0].record.bytes < done[0].record.total_bytes);
         let survived = done.remove(2);
         assert_eq!(status(&survived), Status::Ok, "{:?}", survived.result);
         scene.holds(&scene.mine.read(), &odd);

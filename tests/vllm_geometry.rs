@@ -6,7 +6,7 @@
 
 use kvferry::connector::Mode;
 use kvferry::connector::geometry::*;
-use kvferry::connector::wire::AgentMetadata;
+use kvferry::connector::wire::{AgentMetadata, Sizes, handshake_ranks};
 use kvferry::layout::{Group, GroupKind, Parallel};
 use kvferry::memory::{MemDesc, MemKind};
 use kvferry::plan::{GroupBlocks, Plan, PlanOptions, Request};
@@ -206,8 +206,11 @@ fn the_same_bytes_move_as_in_stock_vllm() {
             let at = parallel(decode, rank);
             let mine = local(&cache(case, decode, rank), at).unwrap();
             // Those that stock would ask, and no others.
-            let tp_size = number(prefill, "tp") as u32;
-            let peers: Vec<Peer> = peer_ranks(&at, tp_size, 1)
+            let (ours, theirs) = (
+                Sizes::tp(at.tp_size),
+                Sizes::tp(number(prefill, "tp") as u32),
+            );
+            let peers: Vec<Peer> = handshake_ranks(ours, at.tp_rank, theirs)
                 .unwrap()
                 .into_iter()
                 .map(|r| {

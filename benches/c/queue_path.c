@@ -171,6 +171,7 @@ int main(int argc, char** argv) {
   kvf_agent_options options = kvf_agent_options_default();
   options.name = "queue-path";
   options.transport = argv[1];
+  options.worker_threads = strcmp(argv[1], "nixl") == 0 ? 4 : 0;
   kvf_agent agent;
   must(kvf_agent_create(&options, &agent));
   uint64_t base = map_memory();

@@ -35,9 +35,10 @@ pub struct kvf_queue_options {
     /// 4,096.
     pub capacity: u32,
     /// Bytes that one post moves at most. Smaller slices let requests take turns more often,
-    /// larger ones cost fewer posts. 0 is 8 MiB.
+    /// larger ones cost fewer posts. 0 is 8 MiB, and up to 64 MiB for a request that is alone in
+    /// the queue, while the transport takes posts quickly.
     pub slice_bytes: u64,
-    /// Descriptors that one post has at most. 0 is 1,024.
+    /// Descriptors that one post has at most. 0 is 1,024, and up to 8,192 in the same case.
     pub slice_descriptors: u32,
     /// Slices of one request that may be under way at the same time. 0 is 4.
     pub slices_in_flight: u32,
@@ -48,9 +49,9 @@ unsafe impl Plain for kvf_queue_options {
     const FIRST_SIZE: usize = 24;
 }
 
-/// A condition on a peer's memory: the 64-bit word at `addr` is below `limit`, in that machine's byte
-/// order. It is read after all bytes of a request are in. A producer that raises its word before it
-/// uses blocks again lets its readers know by this that they have not read too late.
+/// A condition on a peer's memory: the 64-bit word at `addr` is below `limit`, in that machine's
+/// byte order. It is read after all bytes of a request are in. A producer that raises its word
+/// before it uses blocks again lets its readers know by this that they have not read too late.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_guard {

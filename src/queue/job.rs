@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::cuda::Contexts;
 use super::guards::{Guard, Word, Words};
-use super::slicer::{Limits, Slice, Slicer};
+use super::pace::Pace;
+use super::slicer::{Slice, Slicer};
 use super::{Completion, QueueOptions, Record, Submission, Ticket};
 use crate::agent::{Agent, Transfer};
 use crate::clock::monotonic_ns;
@@ -95,6 +96,8 @@ impl OwnedRequest {
 pub(super) struct Tools<'a> {
     pub agent: &'a Agent,
     pub options: &'a QueueOptions,
+    /// Whether there is no other request.
+    pub alone: bool,
     pub contexts: &'a mut Contexts,
     pub words: &'a mut Words,
     /// Memory that is used again from slice to slice.
@@ -131,6 +134,7 @@ pub(super) struct Job {
     slicers: Vec<Slicer>,
     /// Whose turn it is among the slicers, so that all ranks are read from at once.
     turn: usize,
+    pace: Pace,
     flying: Vec<Flying>,
     /// The first thing that went wrong. From then on nothing is posted.
     failure: Option<Error>,
@@ -150,6 +154,7 @@ impl Job {
             runs: None,
             slicers: Vec::new(),
             turn: 0,
+            pace: Pace::new(),
             flying: Vec::new(),
             failure: None,
             record: Record {
@@ -284,10 +289,7 @@ impl Job {
         let Some(runs) = self.runs.clone() else {
             return Ok(());
         };
-        let limits = Limits {
-            bytes: tools.options.slice_bytes,
-            descriptors: tools.options.slice_descriptors,
-        };
+        let limits = self.pace.limits(tools.options, tools.alone);
         self.turn %= self.slicers.len();
         let slicer = &mut self.slicers[self.turn];
         if !slicer.fill(&runs, limits, tools.slice) {
@@ -305,7 +307,9 @@ impl Job {
             self.record.backend = transfer.backend().unwrap_or_default();
         }
         self.record.slices += 1;
+        let begin = Instant::now();
         let state = transfer.post(None);
+        self.pace.posted(begin.elapsed());
         let bytes = tools.slice.bytes;
         match state {
             Ok(TransferState::Done) => self.record.bytes += bytes,

@@ -24,8 +24,9 @@
 //! - One request's failure, deadline or size does not hold up the others.
 //! - A queue that is full says [`Status::Busy`]; nothing spins and nothing is lost.
 //!
-//! In files: `job` is one request's life, `slicer` cuts ranges into slices, `guards` are conditions on what
-//! was read, `outbox` holds completions, `worker` is the thread, `cuda` its device context.
+//! In files: `job` is one request's life, `slicer` cuts ranges into slices, `pace` says how large, `guards`
+//! are conditions on what was read, `outbox` holds completions, `worker` is the thread, `cuda` its device
+//! context.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -44,6 +45,7 @@ mod cuda;
 mod guards;
 mod job;
 mod outbox;
+mod pace;
 mod slicer;
 mod worker;
 
@@ -62,26 +64,23 @@ pub struct QueueOptions {
     /// Requests that may be outstanding: submitted, and their completions not yet polled. 0 is 4,096.
     pub capacity: usize,
     /// Bytes that one post moves at most. Smaller slices let requests take turns more often; larger
-    /// ones cost fewer posts. 0 is 8 MiB.
+    /// ones cost fewer posts. 0 is 8 MiB, and up to 64 MiB for a request that is alone in the queue,
+    /// while the transport takes posts quickly.
     pub slice_bytes: u64,
-    /// Descriptors that one post has at most. 0 is 1,024.
+    /// Descriptors that one post has at most. 0 is 1,024, and up to 8,192 in the same case.
     pub slice_descriptors: usize,
     /// Slices of one request that may be under way at the same time. 0 is 4.
     pub slices_in_flight: usize,
 }
 
 impl QueueOptions {
+    /// The limits of slices are left as they are: see `pace`.
     fn with_defaults(self) -> QueueOptions {
         let or = |value: usize, default: usize| if value == 0 { default } else { value };
         QueueOptions {
             capacity: or(self.capacity, 4096),
-            slice_bytes: if self.slice_bytes == 0 {
-                8 << 20
-            } else {
-                self.slice_bytes
-            },
-            slice_descriptors: or(self.slice_descriptors, 1024),
             slices_in_flight: or(self.slices_in_flight, 4),
+            ..self
         }
     }
 }

@@ -181,6 +181,7 @@ impl Worker {
             let mut tools = Tools {
                 agent: &self.agent,
                 options: &self.shared.options,
+                alone: self.jobs.len() == 1,
                 contexts,
                 words,
                 slice: &mut self.slice,

@@ -2,7 +2,7 @@
 
 use kvferry::connector::Mode;
 use kvferry::connector::geometry::*;
-use kvferry::connector::wire::AgentMetadata;
+use kvferry::connector::wire::{AgentMetadata, Sizes, handshake_ranks};
 use kvferry::layout::{Group, GroupKind, Parallel};
 use kvferry::memory::{MemDesc, MemKind};
 use kvferry::plan::{Direction, GroupBlocks, PeerRole, Plan, PlanOptions, Request};
@@ -168,7 +168,11 @@ pub type Lists<'a> = (&'a [u32], &'a [u32], u32);
 /// A plan of one rank against the ranks that it would ask, and the ranks.
 pub fn plan(us: &Engine, rank: u32, them: &Engine) -> (Plan, Vec<Peer>) {
     let mine = us.local(rank, 0);
-    let peers: Vec<Peer> = peer_ranks(&us.parallel(rank, 0), them.tp, them.dcp)
+    let sizes = |e: &Engine| Sizes {
+        tp: e.tp,
+        dcp: e.dcp,
+    };
+    let peers: Vec<Peer> = handshake_ranks(sizes(us), rank, sizes(them))
         .unwrap()
         .into_iter()
         .map(|r| peer(&mine, &them.metadata(r, 0), them.parallel(r, 0)).unwrap())

@@ -180,7 +180,7 @@ fn engines_that_do_not_fit() {
         (|m, _| m.ple_block_len = Some(7), &["ple_block_len 7"]),
         (|m, _| m.dcp_size = 2, &["dcp_size: 2 in its metadata, 1"]),
         (|m, _| m.pcp_size = 2, &[]),
-        (|_, p| p.tp_size = 0, &["tp_size: 1 here, 0 there"]),
+        (|_, p| p.tp_size = 0, &["TP 0 and DCP 1"]),
         (|_, p| (p.tp_rank, p.tp_size) = (2, 2), &["tp_rank 2"]),
         // Twice the ranks have half the heads each.
         (
@@ -205,7 +205,7 @@ fn engines_that_do_not_fit() {
         "tp",
         &sizes(2),
         &sizes(1),
-        &[(|_, p| p.tp_size = 3, &["tp_size: 2 here, 3 there"])],
+        &[(|_, p| p.tp_size = 3, &["TP sizes 2 and 3"])],
     );
     let regions: Lie = (
         |m, _| {
@@ -226,8 +226,8 @@ fn engines_that_do_not_fit() {
 fn context_parallelism() {
     let lies: &[Lie] = &[
         (
-            |m, p| (m.dcp_size, p.dcp_size) = (3, 3),
-            &["dcp_size: 2 here, 3 there"],
+            |m, p| (m.dcp_size, p.dcp_size, p.tp_size) = (3, 3, 3),
+            &["DCP sizes 2 and 3"],
         ),
         (|m, _| m.pcp_size = 4, &["pcp_size 4 and dcp_size 2"]),
         (
@@ -237,7 +237,7 @@ fn context_parallelism() {
     ];
     refused("dcp", &mla(2, 2, 8), &mla(2, 2, 6), lies);
     let lie: Lie = (
-        |m, p| (m.dcp_size, p.dcp_size) = (2, 2),
+        |m, p| (m.dcp_size, p.dcp_size, p.tp_size) = (2, 2, 2),
         &["dcp_size: 1 here, 2 there", "recurrent state"],
     );
     refused("state", &hybrid(1), &hybrid(1), &[lie]);

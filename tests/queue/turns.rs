@@ -13,12 +13,16 @@ use crate::support::*;
 /// A world in which one request can be told from another by the peer that it reads from: the plan
 /// reads from the first source, the second plan from the other one, whose name comes with it.
 fn two_plans() -> (World, Plan, String) {
+    two_plans_of(4096)
+}
+
+fn two_plans_of(blocks: usize) -> (World, Plan, String) {
     let world = World::new(
         "test",
         Shape {
             sources: 1,
             rows: 1,
-            blocks: 4096,
+            blocks,
             page: 16,
         },
     );
@@ -26,7 +30,7 @@ fn two_plans() -> (World, Plan, String) {
     // The other world's source is made known to this world's sink.
     let name = world.sink.add_remote(&other.sources[0].metadata().unwrap());
     let mut builder = PlanBuilder::new(Direction::Pull);
-    let group = builder.group(geometry(4096));
+    let group = builder.group(geometry(blocks));
     let peer = builder.peer(peer(PeerRole::Transfer));
     let (local, remote) = (world.mine.addr(), other.theirs[0].addr());
     let kind = kvferry::memory::MemKind::Dram;
@@ -94,6 +98,32 @@ fn a_huge_request_lets_small_ones_have_their_turns() {
         between <= 5,
         "{between} slices of the huge one came between"
     );
+}
+
+#[test]
+fn slices_are_small_when_requests_take_turns() {
+    const SMALL: u64 = 1024 * 16;
+    let (world, second, name) = two_plans_of(1 << 17);
+    script(&world.sink, &[("hold", "1")]);
+    // One slice of each at a time, of the sizes that the queue chooses by itself.
+    let queue = world.queue(QueueOptions {
+        slices_in_flight: 1,
+        ..QueueOptions::default()
+    });
+    let huge = send_with(&queue, &world.plan, &world.names[0], &apart(50_000, 0));
+    eventually("its first slice", || told(&world.sink, "flying") == 1);
+    let other = send_with(&queue, &second, &name, &apart(5_000, 110_001));
+    eventually("a slice of each", || told(&world.sink, "flying") == 2);
+    script(&world.sink, &[("hold", "0")]);
+    for ticket in [other, huge] {
+        let done = next(&queue);
+        assert_eq!((done.ticket, status(&done)), (ticket, Status::Ok));
+    }
+    let posts = posts(&world.sink);
+    let last = posts.iter().rposition(|(peer, _)| *peer == name).unwrap();
+    assert!(posts[..=last].iter().all(|(_, bytes)| *bytes <= SMALL));
+    assert!(posts.iter().all(|(_, bytes)| *bytes <= 8 * SMALL));
+    assert_eq!(posts.iter().map(|p| p.1).sum::<u64>(), 55_000 * 16);
 }
 
 #[test]

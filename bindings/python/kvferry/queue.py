@@ -94,8 +94,10 @@ class Queue:
         agent: Whose transfers they are.
         capacity: Requests that may be outstanding: submitted, and their completions not polled;
             0 is 4,096.
-        slice_bytes: Bytes that one post moves at most; 0 is 8 MiB.
-        slice_descriptors: Descriptors that one post has at most; 0 is 1,024.
+        slice_bytes: Bytes that one post moves at most; 0 is 8 MiB, and up to 64 MiB for a request that
+            is alone in the queue, while the transport takes posts quickly.
+        slice_descriptors: Descriptors that one post has at most; 0 is 1,024, and up to 8,192 in the
+            same case.
         slices_in_flight: Slices of one request that may be under way at the same time; 0 is 4.
 
     All methods may be called from any thread. :meth:`submit` and :meth:`poll` are one call of the

@@ -9,12 +9,19 @@
 //!
 //! All of this computes; nothing here reads memory or talks to anybody.
 
+/// Ends a function: the peer and we cannot be brought together.
+macro_rules! refuse {
+    ($($message:tt)+) => {
+        $crate::error::bail!($crate::error::Status::PeerIncompatible, $($message)+)
+    };
+}
+
 mod content;
+mod homes;
 mod kv;
 mod model;
 mod order;
 mod own;
-mod ranks;
 mod regions;
 mod theirs;
 mod view;
@@ -79,10 +86,4 @@ pub fn local(cache: &KvCache, parallel: Parallel) -> Result<Local> {
 /// that bytes could not be mapped exactly, and for metadata that contradicts itself.
 pub fn peer(local: &Local, metadata: &AgentMetadata, at: Parallel) -> Result<Peer> {
     theirs::peer(local, metadata, at)
-}
-
-/// The tensor-parallel ranks of a peer engine that this rank has to know: those that it reads or
-/// writes, and those that it only notifies. In the order in which they are asked.
-pub fn peer_ranks(mine: &Parallel, tp_size: u32, dcp_size: u32) -> Result<Vec<u32>> {
-    ranks::peer_ranks(mine, tp_size, dcp_size)
 }
