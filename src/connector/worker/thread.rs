@@ -33,7 +33,7 @@ pub(super) enum Input {
     /// A transfer is over.
     Done(Box<Completion>),
     /// A handshake is over.
-    Shaken(Task, Result<Link>),
+    Shaken(Box<Task>, Box<Result<Link>>),
     /// Stop, after at most this long.
     Close(Duration),
 }
@@ -115,7 +115,7 @@ impl Core {
             Input::Done(done) => self.safely("a completion", |core| core.done(*done)),
             Input::Shaken(task, result) => {
                 self.handshakes.over();
-                self.safely("a handshake", |core| core.shaken(&task, result));
+                self.safely("a handshake", |core| core.shaken(&task, *result));
             }
             Input::Nudge | Input::Close(_) => {}
         }
