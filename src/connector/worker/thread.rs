@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::handshake::{Context, Handshakes, Task};
+use super::heartbeat::Estimates;
 use super::leases::Leases;
 use super::link::{Link, Purpose};
 use super::outbox::Once;
@@ -58,6 +59,7 @@ pub(super) struct Core {
     pub peers: Peers,
     pub leases: Leases,
     pub receives: Receives,
+    pub estimates: Estimates,
     pub pushes: Pushes,
     pub once: Once,
     pub cache: Option<Arc<Cache>>,
@@ -235,6 +237,7 @@ impl Core {
         }
         self.swept = now;
         self.give_up_receives(now);
+        self.estimates.prune(self.shared.options.lease, now);
         // Sooner than the consumer does, so that nothing is written to where it no longer waits.
         let patience = self.shared.options.registration_timeout * 3 / 4;
         self.pushes.forget_older_than(patience, now);
