@@ -1890,9 +1890,9 @@ typedef struct kvf_queue {
 } kvf_queue;
 
 /**
- * A condition on a peer's memory: the 64-bit word at `addr` is below `limit`, in that machine's byte
- * order. It is read after all bytes of a request are in. A producer that raises its word before it
- * uses blocks again lets its readers know by this that they have not read too late.
+ * A condition on a peer's memory: the 64-bit word at `addr` is below `limit`, in that machine's
+ * byte order. It is read after all bytes of a request are in. A producer that raises its word
+ * before it uses blocks again lets its readers know by this that they have not read too late.
  */
 typedef struct kvf_guard {
   /** Index of the peer in the plan. */
@@ -2152,8 +2152,8 @@ typedef struct kvf_rank_payload {
 } kvf_rank_payload;
 
 /**
- * How the monotonic clock of a listener stands to ours. CLOCK_MONOTONIC is the same for all processes
- * of a host.
+ * How the monotonic clock of a listener stands to ours. CLOCK_MONOTONIC is the same for all
+ * processes of a host.
  */
 typedef struct kvf_clock_sample {
   /** Theirs less ours, in seconds. */
@@ -2166,8 +2166,8 @@ typedef struct kvf_clock_sample {
 } kvf_clock_sample;
 
 /**
- * Starts a listener that hands out `metadata`; `"zmq"`: as that of rank (0, 0). It has a thread of its own; a slow, silent or
- * hostile client costs the others nothing. Any thread.
+ * Starts a listener that hands out `metadata`; `"zmq"`: as that of rank (0, 0). It has a thread of
+ * its own; a slow, silent or hostile client costs the others nothing. Any thread.
  *
  * @param options   May be NULL.
  * @param metadata  Any bytes, also none; copied.
@@ -3601,8 +3601,8 @@ typedef struct kvf_pool_client {
 
 /**
  * One operation and its outcome, for `kvf_pool_client_run()`. Zero the struct, and set `kind` and
- * what the kind needs; `KVF_POOL_OP_...` says which fields those are. Pointers that it does not need
- * are not looked at.
+ * what the kind needs; `KVF_POOL_OP_...` says which fields those are. Pointers that it does not
+ * need are not looked at.
  */
 typedef struct kvf_pool_op {
   /** `KVF_POOL_OP_...`. */

@@ -187,7 +187,8 @@ fn an_engine_cannot_take_the_agent_of_another() {
     let hash = Payload::decode(&p.worker().payload().unwrap())
         .unwrap()
         .compatibility_hash;
-    for agent_metadata in [lie.agent_metadata.clone(), namesake.metadata().unwrap()] {
+    let both = [lie.agent_metadata.clone(), namesake.metadata().unwrap()];
+    for (n, agent_metadata) in (2..).zip(both) {
         lie.agent_metadata = agent_metadata;
         let payload = Payload::new(hash.clone(), &lie).unwrap().encode().unwrap();
         liar.set_rank_metadata(Rank::default(), payload).unwrap();
@@ -198,7 +199,7 @@ fn an_engine_cannot_take_the_agent_of_another() {
         let why = d.failed("D");
         assert!(why[0].contains("is that of engine"), "{why:?}");
         // Over the link that there is.
-        round_trip(&mut p, &d, 2, &lists(&[5, 6], &[9, 10], 0), 0);
+        round_trip(&mut p, &d, n, &lists(&[5, 6], &[9, 10], 0), 0);
     }
     assert_eq!(d.stat(0, "num_failed_handshakes"), 2);
     d.at_rest(1);

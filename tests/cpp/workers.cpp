@@ -51,7 +51,7 @@ struct engine {
     worker.register_kv(all);
     const kvferry::bytes payload = worker.payload();
     const kvferry::rank_payload rank{{0, 0}, payload};
-    scheduler.serve(kvferry::span<const kvferry::rank_payload>(&rank, 1));
+    scheduler.serve({rank});
   }
 
   static kvferry::scheduler_options scheduler_options(const std::string& id) {
@@ -117,7 +117,7 @@ void a_request(const std::string& transport) {
     for (std::size_t b = 0; b < to.size(); b++)
       CHECK(std::equal(decode.block(layer, to[b]), decode.block(layer, to[b]) + block_bytes,
                        prefill.block(layer, from[b + 1])));
-  CHECK(decode.worker.take_stats().find("\"bytes_transferred\":[8192]") != std::string::npos);
+  CHECK(decode.worker.take_stats().find("\"bytes_transferred\":[4096]") != std::string::npos);
   CHECK(decode.worker.take_records().find("\"status\":\"ok\"") != std::string::npos);
   const auto state = decode.worker.state();
   CHECK(state.receives == 0 && state.peers == 1);
