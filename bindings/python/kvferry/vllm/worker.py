@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
@@ -12,6 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl.metadata import (
 )
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
+from vllm.platforms import current_platform
 
 from ..agent import Agent
 from ..scheduler import Mode
@@ -31,6 +34,25 @@ logger = init_logger("vllm.kvferry")
 DRAIN = 1.0
 
 
+@contextlib.contextmanager
+def any_core() -> Iterator[None]:
+    """Threads that are started here may run on any core.
+
+    On CPUs vLLM ties the calling thread to one core, and a thread starts with its starter's cores: the
+    library's threads would share that one with the model, and answer other engines in seconds.
+    """
+    if current_platform.device_type != "cpu" or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    tied = os.sched_getaffinity(0)
+    # The system takes away what the process must not use.
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, tied)
+
+
 class WorkerSide:
     """Lives in each worker process."""
 
@@ -40,22 +62,28 @@ class WorkerSide:
         self._config, self._cache = config, cache
         self._settings, self._push = settings, push
         # Before the model's memory is laid out: a NIXL that is missing is known at once.
-        self._agent = Agent(
-            str(uuid.uuid4()),
-            settings.transport,
-            telemetry=True,
-            nixl_library=settings.nixl_library,
-            **_backends(settings),
-        )
+        with any_core():
+            self._agent = Agent(
+                str(uuid.uuid4()),
+                settings.transport,
+                telemetry=True,
+                nixl_library=settings.nixl_library,
+                **_backends(settings),
+            )
         self._library: Worker | None = None
         self._failed_blocks: set[int] = set()
         self._has_stats = False
 
     def register(self, tensors: dict[str, torch.Tensor]) -> None:
+        with any_core():
+            self._library = self._worker()
+            self._library.register_kv(describe(self._config, self._cache, tensors))
+
+    def _worker(self) -> Worker:
         parallel = self._config.parallel_config
         settings = self._settings
         mode = Mode.PUSH if self._push else Mode.PULL
-        self._library = Worker(
+        return Worker(
             self._agent,
             mode=mode,
             engine_id=settings.engine_id,
@@ -74,7 +102,6 @@ class WorkerSide:
             engine_ttl=settings.engine_ttl if settings.engine_ttl > 0 else None,
             registration_timeout=settings.registration_timeout,
         )
-        self._library.register_kv(describe(self._config, self._cache, tensors))
 
     def payload(self) -> bytes | None:
         return None if self._library is None else self._library.payload()
