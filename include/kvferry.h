@@ -2406,18 +2406,6 @@ typedef struct kvf_request_blocks {
   uint32_t reserved;
 } kvf_request_blocks;
 
-/** What one rank of this engine tells those of others. */
-typedef struct kvf_rank_payload {
-  /** Its handshake payload, as the worker half gives it. */
-  const uint8_t *data;
-  /** Number of bytes. */
-  size_t len;
-  /** Its pipeline stage. */
-  uint32_t pp_rank;
-  /** Its transfer rank in that stage. */
-  uint32_t tp_rank;
-} kvf_rank_payload;
-
 /**
  * Sizes of a scheduler half's tables. All are 0 when every request has finished and every id has
  * been reported.
@@ -2578,7 +2566,8 @@ kvf_status kvf_scheduler_finished(kvf_scheduler scheduler,
  * host and port, or replaces the payloads if it runs. It has a thread of its own, which tells this
  * process's clock with each answer.
  *
- * @param ranks  One for each rank that takes part. The bytes are copied.
+ * @param ranks  One for each rank that takes part: its handshake payload, as the worker half gives
+ *               it. Copied.
  * @return `KVF_ERR_BUSY` if the port is taken. Any thread.
  */
 KVF_MUST_USE

@@ -56,6 +56,15 @@ fn snippets_of_the_queue_page_are_compiled() {
 }
 
 #[test]
+fn snippets_of_the_workers_page_are_compiled() {
+    let programs = [("c", "tests/c/worker_tour.c", 5)];
+    check("docs/connector-worker.md", &programs);
+}
+
+#[test]
 fn snippets_of_the_connector_page_are_compiled() {
-    check("docs/connector.md", &[("c", "tests/c/scheduler_tour.c", 10)]);
+    check(
+        "docs/connector.md",
+        &[("c", "tests/c/scheduler_tour.c", 10)],
+    );
 }

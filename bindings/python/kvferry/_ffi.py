@@ -818,15 +818,6 @@ class kvf_request_blocks(Structure):
     ]
 
 
-class kvf_rank_payload(Structure):
-    _fields_ = [
-        ("data", c_void_p),
-        ("len", c_size_t),
-        ("pp_rank", c_uint32),
-        ("tp_rank", c_uint32),
-    ]
-
-
 class kvf_scheduler_stats(Structure):
     _fields_ = [
         ("requests", c_uint64),

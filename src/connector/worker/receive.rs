@@ -399,7 +399,7 @@ impl Core {
         }
     }
 
-    fn not_told(&mut self, agent: &str, e: &Error) {
+    pub(super) fn not_told(&mut self, agent: &str, e: &Error) {
         self.shared.stats.count(Kind::FailedNotifications);
         if self.once.first(agent, "not told") {
             log::warn!("agent \"{agent}\" could not be told; its lease frees the blocks: {e}");
@@ -491,8 +491,8 @@ impl Core {
             }
         }
         if told == 0 {
-            self.peers
-                .lost(&key_for(Purpose::Notify, &r_engine(link)), Instant::now());
+            let key = key_for(Purpose::Notify, &link.address.engine_id);
+            self.peers.lost(&key, Instant::now());
             bail!(Status::PeerLost, "no rank of the producer could be told");
         }
         Ok(())
@@ -545,10 +545,6 @@ impl Core {
             .estimates
             .retain(|_, deadline| *deadline + lease > now);
     }
-}
-
-fn r_engine(link: &Link) -> String {
-    link.address.engine_id.clone()
 }
 
 fn key_for(purpose: Purpose, engine_id: &str) -> Key {
