@@ -20,14 +20,17 @@ _seeds = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def engines(fleet):
-    """A prefill and a decode engine of each kind."""
-    wanted = [
-        (f"{role}-{kind}", {"role": role, "connector": kind})
-        for kind in KINDS
-        for role in ("kv_producer", "kv_consumer")
-    ]
-    return {e.settings.name: e for e in fleet(*wanted)}
+def engines(request, fleet):
+    """The prefill and decode engines that the selected tests need."""
+    chosen = {
+        item.callspec.params["pair"]
+        for item in request.session.items
+        if item.module is request.module and hasattr(item, "callspec")
+    }
+    wanted = {("kv_producer", prefill) for prefill, _ in chosen}
+    wanted |= {("kv_consumer", decode) for _, decode in chosen}
+    settings = [(f"{role}-{kind}", {"role": role, "connector": kind}) for role, kind in sorted(wanted)]
+    return {e.settings.name: e for e in fleet(*settings)}
 
 
 @pytest.fixture(params=PAIRINGS, ids=lambda p: f"{p[1]}_decodes_from_{p[0]}")

@@ -19,6 +19,8 @@ WANTED = (
     "tests/v1/__init__.py",
     "tests/v1/attention/__init__.py",
     "tests/v1/attention/utils.py",
+    "tests/v1/core/__init__.py",
+    "tests/v1/core/utils.py",
     "tests/v1/engine/__init__.py",
     "tests/v1/engine/test_kv_transfer_rejection.py",
     "tests/v1/kv_connector/",
