@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# run_engines.sh right|wrong PROGRAM --transport TRANSPORT [OPTION...]: runs the example engines. "wrong": the
-# run has to fail, and because bytes were wrong.
+# run_engines.sh right|wrong PROGRAM --transport TRANSPORT [OPTION...]: runs the example engines.
+# "wrong": the run has to fail, and because bytes were wrong.
 set -euo pipefail
 expected=$1 program=$2
 shift 2

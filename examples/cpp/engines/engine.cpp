@@ -1,7 +1,6 @@
 #include "engine.hpp"
 
 #include <algorithm>
-#include <cstdio>
 #include <iostream>
 #include <thread>
 
@@ -20,8 +19,8 @@ double microseconds(steady::duration d) {
   return std::chrono::duration<double, std::micro>(d).count();
 }
 
-// The connector takes the block table of each group, and there is one. `first`: where in the request's
-// table the ids begin.
+// The connector takes the block table of each group, and there is one. `first`: where in the
+// request's table the ids begin.
 struct table {
   kvferry::request_blocks blocks;
   operator kvferry::span<const kvferry::request_blocks>() const { return {&blocks, 1}; }
@@ -44,12 +43,6 @@ kvferry::block_pool make_pool(const options& o) {
   p.blocks = o.blocks;
   p.caching = true;
   return kvferry::block_pool(p);
-}
-
-// A number of a JSON object that has no objects inside.
-std::uint64_t number(const std::string& json, const std::string& key) {
-  const auto at = json.find('"' + key + "\":");
-  return at == std::string::npos ? 0 : std::stoull(json.substr(at + key.size() + 3));
 }
 
 }  // namespace
@@ -80,8 +73,8 @@ engine::engine(const options& o, const std::string& name, unsigned ranks, unsign
 
 bool engine::run() {
   router_.send(answer_message{"ready", name_, ""}.text());
-  // Also with nothing to run: while blocks are kept or awaited, there is news only in steps, and only
-  // in steps do heartbeats go out.
+  // Also with nothing to run: while blocks are kept or awaited, there is news only in steps, and
+  // only in steps do heartbeats go out.
   while (!router_.ended() || is_busy() || !receiving_.empty() || !kept_.empty()) {
     take_messages();
     step();
@@ -174,7 +167,8 @@ bool engine::admit(request& r) {
   // What the other engine has beyond that: for a request without parameters, nothing.
   const auto load = connector_.match(r.id, r.prompt, known_tokens);
 
-  // Nobody is let in whose answer would not find room: this engine cannot throw a request out again.
+  // Nobody is let in whose answer would not find room: this engine cannot throw a request out
+  // again.
   const std::size_t missing = blocks_for(r.prompt, o_) - known.hashes;
   if (pool_.num_free() < promised() + still_needs(r) - known.hashes) {
     give_back(std::move(known.blocks));
@@ -187,8 +181,8 @@ bool engine::admit(request& r) {
   r.computed = known_tokens;
 
   // Those that have to be filled, whoever does it.
-  const table fresh{{{r.blocks.data() + known.hashes, missing},
-                     static_cast<std::uint32_t>(known.hashes)}};
+  const table fresh{
+      {{r.blocks.data() + known.hashes, missing}, static_cast<std::uint32_t>(known.hashes)}};
   connector_.allocated(r.id, fresh, load);
   r.receiving = load > 0;
   figures_.prompt_tokens += r.prompt;
@@ -215,8 +209,8 @@ std::vector<work> engine::plan_work() {
   for (auto& [id, r] : running_) {
     if (budget == 0) break;
     const std::size_t to = std::min(r.computed + budget, r.tokens.size());
-    // A block that a request grows by is taken behind its last one, if that is free: two blocks side
-    // by side are one range in a transfer.
+    // A block that a request grows by is taken behind its last one, if that is free: two blocks
+    // side by side are one range in a transfer.
     if (const auto need = blocks_for(to, o_); need > r.blocks.size()) {
       const auto had = r.blocks.size();
       const auto last = r.blocks.back();
@@ -324,8 +318,8 @@ void engine::received(const std::string& id) {
 void engine::finish(request& r) {
   if (r.flip_a_byte) ranks_[0]->flip_a_byte(r.blocks, r.prompt - 1);
   const auto blocks = blocks_for(r.computed, o_);
-  const auto end = connector_.finished(r.id, kvferry::finish::length, table{{{r.blocks.data(), blocks}, 0}},
-                                       r.computed);
+  const auto end = connector_.finished(r.id, kvferry::finish::length,
+                                       table{{{r.blocks.data(), blocks}, 0}}, r.computed);
   // The parameters go to the client with the answer, that is, to the router.
   router_.send(answer_message{"done", r.id, end.params}.text());
   if (end.keep == kvferry::keep::no)
@@ -338,8 +332,8 @@ void engine::abort(request& r) {
   figures_.aborted[r.leaves == stage::staged ? stage::staged : reached(r)]++;
   // Said first, and before the blocks are given back: they may be being written to.
   const auto blocks = blocks_for(r.computed, o_);
-  const auto end = connector_.finished(r.id, kvferry::finish::abort, table{{{r.blocks.data(), blocks}, 0}},
-                                       r.computed);
+  const auto end = connector_.finished(r.id, kvferry::finish::abort,
+                                       table{{{r.blocks.data(), blocks}, 0}}, r.computed);
   router_.send(answer_message{"aborted", r.id, ""}.text());
   if (end.keep == kvferry::keep::no)
     give_back(std::move(r.blocks));
@@ -372,71 +366,6 @@ kvferry::byte_view engine::block_hashes(const request& r, std::size_t first, std
   for (std::size_t i = first; i < first + count; i++)
     hashes_.push_back(r.tokens[(i + 1) * o_.block_tokens - 1]);
   return {hashes_.data(), hashes_.size() * sizeof(context)};
-}
-
-// --- The end of a run
-
-bool engine::is_at_rest() const {
-  const auto books = connector_.stats();
-  std::uint64_t left = books.requests + books.receiving + books.holds + books.leases + books.heartbeats;
-  for (const auto& r : ranks_) {
-    const auto state = r->state();
-    left += state.receives + state.holds + state.pushes;
-  }
-  return left == 0 && pool_.num_free() == o_.blocks - 1;  // all but the null block
-}
-
-// What the ranks' threads say of themselves may be a moment old.
-bool engine::rest_within(std::chrono::seconds patience) const {
-  const auto deadline = steady::now() + patience;
-  while (!is_at_rest()) {
-    if (steady::now() > deadline) return false;
-    std::this_thread::sleep_for(1ms);
-  }
-  return true;
-}
-
-void engine::count_records() {
-  // One range for each block, layer and rank that it comes from: what there was to move.
-  const auto sources = std::max<std::size_t>(1, peer_ranks_ / ranks_.size());
-  for (const auto& r : ranks_) {
-    std::istringstream lines(r->take_records());
-    for (std::string line; std::getline(lines, line);) {
-      figures_.bytes += number(line, "bytes");
-      figures_.ranges += number(line, "descriptors");
-      figures_.ranges_unmerged += number(line, "bytes") * sources / r->block_bytes();
-    }
-  }
-}
-
-std::string engine::summary() const {
-  const auto& f = figures_;
-  auto steps = f.step_us;
-  std::sort(steps.begin(), steps.end());
-  const auto part = [&](double p) {
-    return steps.empty() ? 0 : steps[static_cast<std::size_t>(p * static_cast<double>(steps.size() - 1))];
-  };
-  std::size_t holds = connector_.stats().holds, receives = connector_.stats().receiving;
-  for (const auto& r : ranks_) {
-    holds += r->state().holds;
-    receives += r->state().receives;
-  }
-  std::ostringstream out;
-  out.setf(std::ios::fixed);
-  out.precision(1);
-  out << "  requests       " << f.requests << ", aborted";
-  for (const auto& [when, n] : f.aborted) out << " " << n << " while " << name(when) << ",";
-  if (f.aborted.empty()) out << " none,";
-  out << " loaded " << f.loaded << ", failed to load " << f.recomputed << "\n"
-      << "  prompt tokens  " << f.prompt_tokens << ", known already " << f.known_tokens << "\n"
-      << "  bytes loaded   " << f.bytes << " in " << f.ranges << " ranges, merged from "
-      << f.ranges_unmerged << "\n"
-      << "  steps          " << steps.size() << ", of each the connector took " << part(0.5)
-      << " us (median), " << part(0.99) << " us (p99)\n"
-      << "  left behind    " << o_.blocks - 1 - pool_.num_free() << " blocks, " << holds << " holds, "
-      << receives << " receives\n"
-      << "  wrong bytes    " << f.wrong_bytes << "\n";
-  return out.str();
 }
 
 }  // namespace engines

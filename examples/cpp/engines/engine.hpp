@@ -1,6 +1,6 @@
-// An inference engine: it schedules requests, hands their steps to its ranks, and exchanges KV caches with
-// another engine. Whether it prefills or decodes is not its business: each request says what is wanted,
-// and an engine that cannot get a cache computes it.
+// An inference engine: it schedules requests, hands their steps to its ranks, and exchanges KV
+// caches with another engine. Whether it prefills or decodes is not its business: each request says
+// what is wanted, and an engine that cannot get a cache computes it.
 #ifndef ENGINES_ENGINE_HPP
 #define ENGINES_ENGINE_HPP
 
@@ -61,8 +61,8 @@ class engine {
   engine(const options& o, const std::string& name, unsigned ranks, unsigned peer_ranks,
          channel router);
 
-  // Serves until the router says that nothing more comes and everything has come to rest. Whether every
-  // byte was right, and nothing was left behind.
+  // Serves until the router says that nothing more comes and everything has come to rest. Whether
+  // every byte was right, and nothing was left behind.
   bool run();
 
  private:
@@ -90,6 +90,7 @@ class engine {
   kvferry::byte_view block_hashes(const request& r, std::size_t first, std::size_t count);
 
   bool is_busy() const { return !waiting_.empty() || !running_.empty(); }
+  // In report.cpp.
   bool is_at_rest() const;
   bool rest_within(std::chrono::seconds patience) const;
   std::string summary() const;

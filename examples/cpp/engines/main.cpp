@@ -1,24 +1,26 @@
-// A prefill engine and a decode engine, each a process, hand requests over: what it takes to put kvferry into
-// an inference server.
+// A prefill engine and a decode engine, each a process, hand requests over: what it takes to put
+// kvferry into an inference server.
 //
 //   engines [--transport local|nixl] [--prefill-tp N] [--decode-tp N] [--requests N] [--seed N] ...
 //
-// Clients come at random, some have beginnings in common, and some go away: before anything is done for
-// them, during prefill, between the engines, while their cache is fetched, while they are answered. The
-// models are make-believe, their caches are not: every byte that a real one would have computed is computed,
-// paged, fetched and compared. At the end both engines must have all their blocks back.
+// Clients come at random, some have beginnings in common, and some go away: before anything is done
+// for them, during prefill, between the engines, while their cache is fetched, while they are
+// answered. The models are make-believe, their caches are not: every byte that a real one would
+// have computed is computed, paged, fetched and compared. At the end both engines must have all
+// their blocks back.
 //
 // Where to look:
-//   engine.cpp   the scheduler loop, and each call of kvferry::scheduler and kvferry::block_pool in it
-//   rank.hpp     kvferry::worker in a rank's step, and what has to outlive what
+//   engine.cpp   the scheduler loop: each call of kvferry::scheduler and kvferry::block_pool
+//   rank.hpp     kvferry::worker in a rank's step; what has to outlive what
 //   model.hpp    how a paged cache is described to the connector
+//   report.cpp   what has to be zero when everything is over
 //   router.cpp   carries kv_transfer_params from one engine to the other
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstdlib>
+#include <initializer_list>
 #include <iostream>
 #include <map>
 #include <stdexcept>
@@ -34,13 +36,18 @@ using engines::options;
 
 options parse(int argc, char** argv) {
   options o;
-  const std::map<std::string, unsigned*> numbers = {
-      {"--prefill-tp", &o.prefill_tp}, {"--decode-tp", &o.decode_tp},
-      {"--layers", &o.layers},         {"--kv-heads", &o.kv_heads},
-      {"--head-size", &o.head_size},   {"--block-tokens", &o.block_tokens},
-      {"--blocks", &o.blocks},         {"--step-tokens", &o.step_tokens},
-      {"--requests", &o.requests},     {"--per-second", &o.per_second},
-      {"--abort-percent", &o.abort_percent}, {"--seconds-limit", &o.seconds_limit}};
+  const std::map<std::string, unsigned*> numbers = {{"--prefill-tp", &o.prefill_tp},
+                                                    {"--decode-tp", &o.decode_tp},
+                                                    {"--layers", &o.layers},
+                                                    {"--kv-heads", &o.kv_heads},
+                                                    {"--head-size", &o.head_size},
+                                                    {"--block-tokens", &o.block_tokens},
+                                                    {"--blocks", &o.blocks},
+                                                    {"--step-tokens", &o.step_tokens},
+                                                    {"--requests", &o.requests},
+                                                    {"--per-second", &o.per_second},
+                                                    {"--abort-percent", &o.abort_percent},
+                                                    {"--seconds-limit", &o.seconds_limit}};
   for (int i = 1; i < argc; i++) {
     const std::string name = argv[i];
     if (name == "--flip-a-byte") {
@@ -82,17 +89,17 @@ int serve(const options& o, const std::string& name, channel router) {
   return 1;
 }
 
-// Both engines are forked before anything of kvferry exists: its objects have threads, and do not survive
-// a fork.
-pid_t start(const options& o, const std::string& name, channel router, const channel& others) {
+// Starts an engine. It is forked before anything of kvferry exists here: its objects have threads,
+// and do not survive a fork.
+pid_t start(const options& o, const std::string& name, channel router,
+            std::initializer_list<const channel*> of_the_router) {
   const pid_t pid = ::fork();
   if (pid < 0) throw std::runtime_error("no more processes");
   if (pid != 0) return pid;
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   ::alarm(o.seconds_limit);
-  ::close(others.fd());  // else it would keep the other end from noticing
+  for (const auto* end : of_the_router) ::close(end->fd());
   const int status = serve(o, name, std::move(router));
-  std::cout.flush();
   ::_exit(status);
 }
 
@@ -105,11 +112,9 @@ bool ends_well(pid_t pid) {
 int run(const options& o) {
   ::alarm(o.seconds_limit);  // whatever hangs, hangs no longer than that
   auto [to_prefill, prefill] = channel::pair();
-  const pid_t prefill_pid = start(o, "prefill", std::move(prefill), to_prefill);
-  { const channel closed(std::move(prefill)); }
+  const auto prefill_pid = start(o, "prefill", std::move(prefill), {&to_prefill});
   auto [to_decode, decode] = channel::pair();
-  const pid_t decode_pid = start(o, "decode", std::move(decode), to_decode);
-  { const channel closed(std::move(decode)); }
+  const auto decode_pid = start(o, "decode", std::move(decode), {&to_prefill, &to_decode});
   bool well = engines::router(o, std::move(to_prefill), std::move(to_decode)).run();
   well = ends_well(prefill_pid) && well;
   well = ends_well(decode_pid) && well;

@@ -32,8 +32,8 @@ struct request_message {
   std::uint64_t prefix_seed = 0, seed = 0;
   std::size_t prefix_tokens = 0, own_tokens = 0;
   std::size_t answer_tokens = 1;
-  // Its client goes away when it has come so far. Part of the request, so that every stage has its turn
-  // in every run; to the engine it comes as it always does, between two steps.
+  // Its client goes away when it has come so far. Part of the request, so that every stage has its
+  // turn in every run; to the engine it comes as it always does, between two steps.
   stage leaves = stage::never;
   bool flip_a_byte = false;
   // What the engine is told about the other one: opaque to everything but the connector.
@@ -41,8 +41,8 @@ struct request_message {
 
   std::string text() const {
     std::ostringstream out;
-    out << id << ' ' << prefix_seed << ' ' << seed << ' ' << prefix_tokens << ' ' << own_tokens << ' '
-        << answer_tokens << ' ' << static_cast<int>(leaves) << ' ' << flip_a_byte << '\n'
+    out << id << ' ' << prefix_seed << ' ' << seed << ' ' << prefix_tokens << ' ' << own_tokens
+        << ' ' << answer_tokens << ' ' << static_cast<int>(leaves) << ' ' << flip_a_byte << '\n'
         << kv_transfer_params;
     return out.str();
   }
@@ -73,8 +73,7 @@ struct answer_message {
 class channel {
  public:
   explicit channel(int fd) : fd_(fd) {}
-  channel(channel&& other) noexcept
-      : fd_(std::exchange(other.fd_, -1)), ended_(other.ended_) {}
+  channel(channel&& other) noexcept : fd_(std::exchange(other.fd_, -1)), ended_(other.ended_) {}
   channel& operator=(channel&& other) = delete;
   ~channel() {
     if (fd_ >= 0) ::close(fd_);

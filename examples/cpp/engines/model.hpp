@@ -21,10 +21,10 @@ inline std::uint64_t mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// What a model knows after some tokens. K and V of a position follow from all tokens up to it, so this one
-// number stands for both: it says what the cache has to hold there, and two requests may share a block
-// exactly if it is the same at the end of the block. (An engine that serves strangers takes a cryptographic
-// hash.)
+// What a model knows after some tokens. K and V of a position follow from all tokens up to it, so
+// this one number stands for both: it says what the cache has to hold there, and two requests may
+// share a block exactly if it is the same at the end of the block. (An engine that serves strangers
+// takes a cryptographic hash.)
 using context = std::uint64_t;
 // contexts[i] is the one after token i.
 using contexts = std::vector<context>;
@@ -40,8 +40,9 @@ inline void append_tokens(contexts& to, std::uint64_t seed, std::size_t count) {
 
 using block_table = std::vector<std::uint32_t>;
 
-// The paged cache of one rank: for each layer a row of blocks, in each block this rank's heads, for each
-// head its tokens, for each token K and then V. To kvferry that is the layout "LBHNC" with slabs of cells.
+// The paged cache of one rank: for each layer a row of blocks, in each block this rank's heads, for
+// each head its tokens, for each token K and then V. To kvferry that is the layout "LBHNC" with
+// slabs of cells.
 class kv_memory {
  public:
   kv_memory(const options& o, unsigned rank, unsigned ranks)
@@ -57,7 +58,8 @@ class kv_memory {
   std::size_t block_bytes() const { return block_bytes_; }
 
   // "Runs the model": K and V of the tokens `from` to `to` go to where the block table says.
-  void compute(const block_table& blocks, const contexts& tokens, std::size_t from, std::size_t to) {
+  void compute(const block_table& blocks, const contexts& tokens, std::size_t from,
+               std::size_t to) {
     each_row(blocks, from, to, [&](std::uint8_t* at, std::size_t token, std::uint64_t place) {
       std::memcpy(at, content(tokens[token], place), o_.head_bytes());
     });
@@ -110,8 +112,8 @@ class kv_memory {
   }
 
  private:
-  // Calls `visit` for K and V of every head that this rank has, in all layers, of these tokens. `place`
-  // says which: it has the same value on every rank that has the same head.
+  // Calls `visit` for K and V of every head that this rank has, in all layers, of these tokens.
+  // `place` says which: it has the same value on every rank that has the same head.
   template <class F>
   void each_row(const block_table& blocks, std::size_t from, std::size_t to, F visit) {
     for (std::size_t token = from; token < to; token++) {
@@ -121,8 +123,9 @@ class kv_memory {
           for (unsigned kv = 0; kv < 2; kv++) {
             const std::size_t row =
                 (std::size_t{head} * o_.block_tokens + token % o_.block_tokens) * 2 + kv;
-            visit(bytes_.get() + layer * layer_bytes_ + block * block_bytes_ + row * o_.head_bytes(),
-                  token, (std::uint64_t{layer} * o_.kv_heads + first_head_ + head) * 2 + kv);
+            visit(
+                bytes_.get() + layer * layer_bytes_ + block * block_bytes_ + row * o_.head_bytes(),
+                token, (std::uint64_t{layer} * o_.kv_heads + first_head_ + head) * 2 + kv);
           }
     }
   }

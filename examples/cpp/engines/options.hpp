@@ -33,8 +33,8 @@ struct options {
   // Of 100 requests so many lose their client on the way.
   unsigned abort_percent = 25;
 
-  // Short, because some clients go away between the two engines, and then the lease's end is what frees
-  // the blocks: the run waits for it.
+  // Short, because some clients go away between the two engines, and then the lease's end is what
+  // frees the blocks: the run waits for it.
   std::chrono::milliseconds lease{5000};
   unsigned seconds_limit = 120;
   // Spoils a byte, to show that the check would notice.

@@ -1,5 +1,5 @@
-// One rank of an engine: its share of the cache, its end of the transport, its half of the connector, and
-// its thread.
+// One rank of an engine: its share of the cache, its end of the transport, its half of the
+// connector, and its thread.
 #ifndef ENGINES_RANK_HPP
 #define ENGINES_RANK_HPP
 
@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <functional>
 #include <future>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -42,8 +43,8 @@ struct rank_output {
   steady::duration connector{};
 };
 
-// Does one thing after the other on a thread of its own. (In an engine with a process for each rank, this is
-// the process and its pipe.)
+// Does one thing after the other on a thread of its own. (In an engine with a process for each
+// rank, this is the process and its pipe.)
 class thread_of_rank {
  public:
   thread_of_rank() : thread_([this] { run(); }) {}
@@ -141,8 +142,8 @@ class rank {
     return w;
   }
 
-  // In this order: the memory outlives what may write to it, and the agent its worker; the thread, which
-  // uses all of them, ends first.
+  // In this order: the memory outlives what may write to it, and the agent its worker; the thread,
+  // which uses all of them, ends first.
   kv_memory memory_;
   kvferry::agent agent_;
   kvferry::worker worker_;

@@ -33,13 +33,27 @@ void router::make_clients() {
     c.decode.answer_tokens = 2 + up_to(40);
     if (up_to(100) < o_.abort_percent) {
       switch (up_to(7)) {
-        case 0: c.prefill.leaves = stage::waiting; break;
-        case 1: c.prefill.leaves = stage::computing; break;
-        case 2: c.drops = true; break;
-        case 3: c.decode.leaves = stage::waiting; break;
-        case 4: c.decode.leaves = stage::staged; break;
-        case 5: c.decode.leaves = stage::receiving; break;
-        default: c.decode.leaves = stage::decoding; break;
+        case 0:
+          c.prefill.leaves = stage::waiting;
+          break;
+        case 1:
+          c.prefill.leaves = stage::computing;
+          break;
+        case 2:
+          c.drops = true;
+          break;
+        case 3:
+          c.decode.leaves = stage::waiting;
+          break;
+        case 4:
+          c.decode.leaves = stage::staged;
+          break;
+        case 5:
+          c.decode.leaves = stage::receiving;
+          break;
+        default:
+          c.decode.leaves = stage::decoding;
+          break;
       }
     } else if (flip) {
       c.prefill.flip_a_byte = true;
@@ -124,15 +138,18 @@ void router::report() const {
   auto times = first_token_ms_;
   std::sort(times.begin(), times.end());
   const auto part = [&](double p) {
-    return times.empty() ? 0 : times[static_cast<std::size_t>(p * static_cast<double>(times.size() - 1))];
+    return times.empty()
+               ? 0
+               : times[static_cast<std::size_t>(p * static_cast<double>(times.size() - 1))];
   };
   std::cout.setf(std::ios::fixed);
   std::cout.precision(1);
-  std::cout << o_.requests << " requests over " << o_.transport << ", TP " << o_.prefill_tp << " to "
-            << o_.decode_tp << ": " << answered_ << " answered, " << o_.requests - answered_
-            << " aborted (" << dropped_ << " of them between the engines)\n"
-            << "time to first token: " << part(0.5) << " ms (median), " << part(0.9) << " ms (p90), "
-            << part(0.99) << " ms (p99)\n";
+  std::cout << o_.requests << " requests over " << o_.transport << ", TP " << o_.prefill_tp
+            << " to " << o_.decode_tp << ": " << answered_ << " answered, "
+            << o_.requests - answered_ << " aborted (" << dropped_
+            << " of them between the engines)\n"
+            << "time to first token: " << part(0.5) << " ms (median), " << part(0.9)
+            << " ms (p90), " << part(0.99) << " ms (p99)\n";
   for (const auto* name : {"prefill", "decode"})
     if (const auto it = summaries_.find(name); it != summaries_.end())
       std::cout << name << '\n' << it->second;
