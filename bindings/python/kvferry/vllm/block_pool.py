@@ -42,6 +42,8 @@ class Block(int):
     number, so a list of blocks is a list of ids without a look at any of them. Each pool has a class
     of its own, which knows the pool."""
 
+    # No __slots__: without a __dict__ the collector would not see that a block refers to its class,
+    # and through it to its pool, and no pool would ever end.
     pool: BlockPool
     is_null = False
 
@@ -245,7 +247,7 @@ class BlockPool(StockPool):
         """For each group the blocks of the longest known prefix of a chain; in one call."""
         blocks = self.blocks
         found = self._pool.lookup_chain(block_hashes, kv_cache_group_ids)
-        return tuple([blocks[i] for i in ids] for ids in found)
+        return tuple([[blocks[i] for i in ids] for ids in found])
 
     def cache_full_blocks(
         self,
