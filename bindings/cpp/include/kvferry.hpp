@@ -9,6 +9,7 @@
 //   kvferry::plan          which bytes of which rank go where        kvferry/plan.hpp
 //   kvferry::queue         moves them in the background              kvferry/queue.hpp
 //   kvferry::side_channel  hands metadata to peers                   kvferry/side_channel.hpp
+//   kvferry::block_pool    blocks, and where known prefixes are      kvferry/block_pool.hpp
 //
 // OWNERSHIP  Each object owns one handle, can be moved and not copied, and ends what it owns in its
 //            destructor. A default-made or moved-from object is empty; using it is an error of
@@ -31,6 +32,7 @@
 #define KVFERRY_HPP
 
 #include "kvferry/agent.hpp"
+#include "kvferry/block_pool.hpp"
 #include "kvferry/layout.hpp"
 #include "kvferry/library.hpp"
 #include "kvferry/plan.hpp"
