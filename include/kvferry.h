@@ -2195,6 +2195,8 @@ kvf_status kvf_side_channel_request(const char *kind,
 
 /** Most ids in one call. A longer array is taken for a mistake. */
 #define KVF_BLOCK_POOL_MAX_IDS 67108864
+/** Something of the block is in the prefix index. */
+#define KVF_BLOCK_CACHED 1
 
 /** How to make a pool. Start from `kvf_block_pool_options_default()` and set `blocks`. */
 typedef struct kvf_block_pool_options {
@@ -2235,6 +2237,18 @@ typedef struct kvf_block_pool {
   /** Opaque. Zero is null. */
   uint64_t id;
 } kvf_block_pool;
+
+/** A block as it stands in the memory of its pool; see `kvf_block_pool_nodes()`. */
+typedef struct kvf_block_node {
+  /** The block before it in the free queue. Means nothing while the block is held. */
+  uint32_t prev;
+  /** The block behind it. */
+  uint32_t next;
+  /** How many times it is held. */
+  uint32_t refs;
+  /** `KVF_BLOCK_CACHED`, and bits that mean nothing outside. */
+  uint32_t flags;
+} kvf_block_node;
 
 /** What a pool has done since it was made, and what it holds. Counters only grow. */
 typedef struct kvf_block_pool_stats {
@@ -2387,6 +2401,21 @@ kvf_status kvf_block_pool_free_blocks(kvf_block_pool pool,
                                       uint32_t *ids,
                                       size_t capacity,
                                       size_t *num_free);
+
+/**
+ * Where the blocks of a pool are in memory, for a program that asks about them more often than
+ * it calls. `blocks` nodes, that of the null block first, and behind them one more: its `next`
+ * is the first free block, its `prev` the last, its `refs` how many there are; the queue is
+ * circular through it.
+ *
+ * Never write to them. Read them while no call on this pool is under way, and not after it
+ * was destroyed.
+ *
+ * @param nodes  Receives the address. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_nodes(kvf_block_pool pool,
+                                const kvf_block_node **nodes);
 
 /**
  * Blocks given to `kvf_block_pool_unpin()` that have been handed out since, or lost their

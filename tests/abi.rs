@@ -203,6 +203,7 @@ layout!(kvf_side_channel_options, 48, 8;
     port 40, reserved 42);
 layout!(kvf_block_pool, 8, 8; id 0);
 layout!(kvf_block_pool_options, 32, 8; struct_size 0, blocks 4, policy 8, caching 12, events 13, tolerate_null 14, reserved 15, fraction 16, event_bytes 24);
+layout!(kvf_block_node, 16, 4; prev 0, next 4, refs 8, flags 12);
 layout!(kvf_block_pool_stats, 128, 8; blocks 0, free 8, cached_blocks 16, cached_keys 24, allocations 32, refused_allocations 40, allocated_blocks 48, allocated_runs 56, freed_blocks 64, revived_blocks 72, lookups 80, hits 88, stored_keys 96, removed_keys 104, resets 112, lost_events 120);
 layout!(kvf_cached_blocks, 96, 8; struct_size 0, group 4, first 8, block_size 12, blocks 16, len 24, hashes 32, hash_len 40, mask 48, parent 56, parent_len 64, tokens 72, tokens_len 80, tag 88);
 layout!(kvf_cached_part, 80, 8; struct_size 0, block 4, group 8, num_tokens 12, block_size 16, replace 20, reserved 21, hash 24, hash_len 32, parent 40, parent_len 48, tokens 56, tokens_len 64, tag 72);

@@ -2,7 +2,7 @@
 
 use super::events::EventBatch;
 use super::index::Index;
-use super::queue::{Chain, HASHED, Queue, WATCHED};
+use super::queue::{Chain, HASHED, Node, Queue, WATCHED};
 use super::stats::Stats;
 use super::window::Window;
 use crate::error::{Error, Result, Status, bail};
@@ -279,6 +279,12 @@ impl BlockPool {
         self.known(id)?;
         let node = &self.queue.nodes[id as usize];
         Ok(id != NULL_BLOCK && node.refs == 1 && node.flags & HASHED == 0)
+    }
+
+    /// The blocks as they stand in memory, and behind them the sentinel, through which the queue is
+    /// circular. They keep their place for as long as there is the pool.
+    pub fn nodes(&self) -> &[Node] {
+        &self.queue.nodes
     }
 
     /// The free blocks in eviction order.

@@ -68,6 +68,7 @@ void blocks() {
   CHECK(pool.is_writable(1) && !pool.is_writable(2) && !pool.is_writable(kvferry::null_block));
   pool.free(ids{3, 2, 1});
   CHECK(pool.free_blocks() == ids({3, 1, 6, 7, 8, 9}));
+  CHECK(pool.nodes()[2].refs == 2 && pool.nodes()[10].refs == 6 && pool.nodes()[10].next == 3);
   pool.unpin(ids{5});
   CHECK(pool.take_reused().empty() && pool.free_blocks().back() == 5);
   CHECK(pool.allocate(7).back() == 5 && pool.take_reused() == ids({5}));

@@ -107,6 +107,7 @@ struct block_events {
 };
 
 using block_pool_stats = kvf_block_pool_stats;
+using block_node = kvf_block_node;
 
 namespace detail {
 
@@ -252,6 +253,15 @@ class block_pool {
     return ids;
   }
 
+  // The blocks where they stand in memory, and one more node through which the free queue is
+  // circular; see kvf_block_pool_nodes(). Read it while no call is under way.
+  result<const block_node*> try_nodes() const {
+    const block_node* nodes = nullptr;
+    const kvf_status s = kvf_block_pool_nodes(handle(), &nodes);
+    if (s != KVF_OK) return detail::last(s);
+    return nodes;
+  }
+
   // --- Cached prefixes
 
   // The longest known prefix of a chain of hashes, each of `hash_len` bytes.
@@ -355,6 +365,7 @@ class block_pool {
   bool is_writable(std::uint32_t id) const { return try_is_writable(id).value(); }
   std::uint32_t num_free() const { return try_num_free().value(); }
   std::vector<std::uint32_t> free_blocks() const { return try_free_blocks().value(); }
+  const block_node* nodes() const { return try_nodes().value(); }
   prefix lookup(byte_view hashes, std::size_t hash_len,
                 span<const std::uint32_t> groups) const {
     return try_lookup(hashes, hash_len, groups).value();
