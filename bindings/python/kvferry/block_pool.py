@@ -177,6 +177,8 @@ def _hashes(hashes: Sequence[bytes]) -> tuple[bytes, int]:
     """Hashes end to end, and the length of one."""
     if not hashes:
         return b"", 0
+    if len(hashes) == 1:
+        return hashes[0], len(hashes[0])
     lengths = set(map(len, hashes))
     if len(lengths) > 1:
         raise errors.MismatchError(f"the hashes of one call have one length, not {sorted(lengths)}")

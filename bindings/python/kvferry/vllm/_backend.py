@@ -11,6 +11,7 @@ to it what vLLM asks of single blocks so often that no call may be needed for it
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -66,6 +67,11 @@ class Local:
         return self._prev[i]
 
 
+def _plain(ids: Iterable[int]) -> list[int]:
+    """Numbers, where vLLM gives blocks."""
+    return array("I", ids).tolist()
+
+
 class Mirrored:
     """A pool that cannot be looked into: counts and flags are kept here as well, and brought up to date
     by every call. It is its only user."""
@@ -98,17 +104,17 @@ class Mirrored:
         return ids
 
     def free(self, ids: Iterable[int]) -> None:
-        ids = list(ids)
+        ids = _plain(ids)
         self._far.free(ids)
         self._released(ids)
 
     def unpin(self, ids: Iterable[int]) -> None:
-        ids = list(ids)
+        ids = _plain(ids)
         self._far.unpin(ids)
         self._released(ids)
 
     def touch(self, ids: Iterable[int]) -> None:
-        ids = list(ids)
+        ids = _plain(ids)
         self._far.touch(ids)
         for i in filter(None, ids):
             self.refs[-1] -= not self.refs[i]
@@ -116,7 +122,7 @@ class Mirrored:
 
     def cache(self, blocks: Sequence[int], hashes: Sequence[bytes], **more: Any) -> None:
         self._far.cache(blocks, hashes, **more)
-        for i, chosen in zip(blocks, more.get("mask") or [True] * len(blocks)):
+        for i, chosen in zip(_plain(blocks), more.get("mask") or [True] * len(blocks)):
             if i and chosen:
                 self.flags[i] = 1
 
@@ -130,7 +136,7 @@ class Mirrored:
         self.flags[src] = 0
 
     def evict(self, ids: Iterable[int]) -> None:
-        ids = list(ids)
+        ids = _plain(ids)
         self._far.evict(ids)
         for i in ids:
             self.flags[i] = 0

@@ -121,9 +121,9 @@ class Same(dict):
     several, or have been; this is equal to either."""
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, KVCacheBlock):
-            return len(self) == 1 and other.block_id in self and self[other.block_id] is other
-        return dict.__eq__(self, other)
+        if isinstance(other, dict):
+            return dict.__eq__(self, other)
+        return list(self.values()) == [other]
 
     __hash__ = None
 
@@ -149,7 +149,7 @@ class Entries(MutableMapping):
         return self._read()[key]
 
     def __setitem__(self, key: Any, blocks: KVCacheBlock | dict[int, KVCacheBlock]) -> None:
-        for block in [blocks] if isinstance(blocks, KVCacheBlock) else list(blocks.values()):
+        for block in list(blocks.values()) if isinstance(blocks, dict) else [blocks]:
             self._map.insert(key, block)
 
     def __delitem__(self, key: Any) -> None:

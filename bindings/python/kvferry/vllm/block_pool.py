@@ -24,6 +24,7 @@ from vllm.v1.core.kv_cache_utils import (
     generate_block_hash_extra_keys,
     get_block_hash,
     get_group_id,
+    make_block_hash_with_group_id,
     maybe_convert_block_hash,
     resolve_block_hashes,
 )
@@ -36,52 +37,60 @@ logger = init_logger("vllm.kvferry.block_pool")
 StockPool = stock.BlockPool
 
 
-class Block(KVCacheBlock):
-    """A block of the pool, by which vLLM knows it: the same object from the first day to the last."""
+class Block(int):
+    """A block, by which vLLM knows it: the same object from the first day to the last. It is its own
+    number, so a list of blocks is a list of ids without a look at any of them. Each pool has a class
+    of its own, which knows the pool."""
 
-    # `number` is block_id under a name that blocks of other classes do not have.
-    __slots__ = ("number", "_refs", "_flags")
+    pool: BlockPool
+    is_null = False
 
-    def __init__(self, number: int, pool: BlockPool):
-        self.block_id = self.number = number
-        self.pool = pool
-        self.is_null = False
-        self._refs = pool._refs
-        self._flags = pool._flags
-
-    # vLLM compares the fields of two blocks, which ends in comparing their ids.
+    # Not numbers to vLLM: two blocks are the same or not, and none is false.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+    block_id = int.__dict__["real"]
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"Block({self.block_id}, ref_cnt={self.ref_cnt}, block_hash={self.block_hash!r})"
 
     @property
     def ref_cnt(self) -> int:
-        return self._refs[self.number]
+        return self.pool._refs[self]
 
     @ref_cnt.setter
     def ref_cnt(self, count: int) -> None:
         # Managers add one to a block that they hold.
-        now = self._refs[self.number]
-        if count > now:
-            self.pool._pool.touch([self.number] * (count - now))
-        elif count < now:
-            self.pool._pool.free([self.number] * (now - count))
+        more = count - self.ref_cnt
+        if more > 0:
+            self.pool._pool.touch([self] * more)
+        else:
+            self.pool._pool.free([self] * -more)
 
     @property
     def block_hash(self) -> Any:
-        return self.pool._keys[self.number] if self._flags[self.number] & 1 else None
+        return self.pool._key(self) if self.pool._flags[self] & 1 else None
 
-    _block_hash = block_hash
+    @property
+    def _block_hash(self) -> Any:
+        return self.block_hash
+
+    @_block_hash.setter
+    def _block_hash(self, block_hash: Any) -> None:
+        self.reset_hash()
+        if block_hash is not None:
+            self.set_block_hash(block_hash)
 
     @property
     def block_hash_num_tokens(self) -> int | None:
-        if not self._flags[self.number] & 1:
+        if not self.pool._flags[self] & 1:
             return None
-        return self.pool._pool.keys(self.number)[1] or None
-
-    _block_hash_num_tokens = block_hash_num_tokens
+        return self.pool._pool.keys(self)[1] or None
 
     def set_block_hash(self, block_hash: Any, num_tokens: int | None = None) -> None:
-        assert self.block_hash is None, f"block {self.number} has a hash already"
+        assert self.block_hash is None, f"block {self.block_id} has a hash already"
         self.pool._insert_block_hash(block_hash, self, num_tokens)
 
     def reset_hash(self) -> None:
@@ -89,47 +98,21 @@ class Block(KVCacheBlock):
 
     @property
     def next_free_block(self) -> Any:
-        return None if self._refs[self.number] else self.pool.free_block_queue.behind(self.number)
+        return None if self.ref_cnt else self.pool.free_block_queue.behind(self)
 
     @property
     def prev_free_block(self) -> Any:
-        return None if self._refs[self.number] else self.pool.free_block_queue.before(self.number)
+        return None if self.ref_cnt else self.pool.free_block_queue.before(self)
 
 
-class NullBlock(Block):
-    """Stands in block tables where there is no block. Nobody counts how often; and should somebody give
-    it a hash, that is not the pool's affair."""
+class NullBlock(KVCacheBlock):
+    """Stands in block tables where there is no block. Our pool passes over it; how often it is held,
+    and whether somebody gave it a hash, is between it and vLLM."""
 
-    __slots__ = ("_hash", "_tokens")
+    __slots__ = ()
 
-    def __init__(self, pool: BlockPool):
-        super().__init__(0, pool)
-        self.is_null = True
-        self._hash = self._tokens = None
-
-    @property
-    def ref_cnt(self) -> int:
+    def __index__(self) -> int:
         return 0
-
-    @ref_cnt.setter
-    def ref_cnt(self, count: int) -> None:
-        pass
-
-    @property
-    def block_hash(self) -> Any:
-        return self._hash
-
-    @property
-    def block_hash_num_tokens(self) -> int | None:
-        return self._tokens
-
-    def set_block_hash(self, block_hash: Any, num_tokens: int | None = None) -> None:
-        self._hash, self._tokens = block_hash, num_tokens
-
-    def reset_hash(self) -> None:
-        self._hash = self._tokens = None
-
-    next_free_block = prev_free_block = None
 
 
 class BlockPool(StockPool):
@@ -155,14 +138,17 @@ class BlockPool(StockPool):
         self._backend = _backend.open_pool(num_gpu_blocks, enable_caching, enable_kv_cache_events)
         self._pool = self._backend.pool
         self._refs, self._flags = self._backend.refs, self._backend.flags
-        # The primary key of each block, in vLLM's form. Right where the pool says that there is one.
-        self._keys: dict[int, Any] = {}
+        # The primary key of each block, a hash in group 0 or a pair. Right where the pool says that
+        # there is one.
+        self._primary: list[Any] = [None] * num_gpu_blocks
         self._reuse_watchers: dict[int, Callable[[KVCacheBlock], None]] = {}
         # Whether somebody wants to hear of allocations.
         self._told = bool(enable_kv_cache_events or metrics_collector)
 
-        self.blocks = [NullBlock(self), *(Block(i, self) for i in range(1, num_gpu_blocks))]
-        self.null_block = self.blocks[0]
+        self._class = type("Block", (Block,), {"pool": self})
+        self.null_block = NullBlock(0, pool=self, is_null=True)
+        self._classes = {self._class, NullBlock}
+        self.blocks = [self.null_block, *map(self._class, range(1, num_gpu_blocks))]
         self.free_block_queue = _views.FreeQueue(self)
         self.cached_block_hash_to_block = _views.HashMap(self)
         self.cached_block_hashes_by_block = _views.FurtherKeys(self)
@@ -195,15 +181,12 @@ class BlockPool(StockPool):
     def free_blocks(self, ordered_blocks: Iterable[KVCacheBlock]) -> None:
         blocks = list(ordered_blocks)
         others: dict[Any, list[KVCacheBlock]] = {}
-        for block in blocks:
-            if block.pool is not self:
-                blocks = self._sort_out(blocks, others)
-                break
-        ids = [block.number for block in blocks]
+        if not {*map(type, blocks)} <= self._classes:
+            blocks = self._sort_out(blocks, others)
         try:
-            self._pool.free(ids)
+            self._pool.free(blocks)
         except errors.InvalidStateError:
-            self._pool.free(self._held(ids))
+            self._pool.free(self._held(blocks))
         for pool, theirs in others.items():
             pool.free_blocks(theirs)
 
@@ -217,26 +200,26 @@ class BlockPool(StockPool):
                 others.setdefault(block.pool, []).append(block)
         return ours
 
-    def _held(self, ids: list[int]) -> list[int]:
+    def _held(self, blocks: list[Block]) -> list[Block]:
         """The references that there are to give back; vLLM says nothing of the others."""
-        left: dict[int, int] = {}
+        left: dict[Block, int] = {}
         held = []
-        for i in ids:
-            left[i] = left.get(i, self._refs[i]) - 1
-            if left[i] >= 0:
-                held.append(i)
+        for block in blocks:
+            left[block] = left.get(block, block.ref_cnt) - 1
+            if left[block] >= 0:
+                held.append(block)
         return held
 
     def unpin_blocks(
         self, blocks: Iterable[KVCacheBlock], on_reuse: Callable[[KVCacheBlock], None]
     ) -> None:
-        ids = [block.number for block in blocks]
-        assert 0 not in ids, "the null block is not held"
-        self._pool.unpin(ids)
-        self._reuse_watchers.update(dict.fromkeys(ids, on_reuse))
+        blocks = list(blocks)
+        assert self.null_block not in blocks, "the null block is not held"
+        self._pool.unpin(blocks)
+        self._reuse_watchers.update(dict.fromkeys((b.block_id for b in blocks), on_reuse))
 
     def touch(self, blocks: Sequence[KVCacheBlock]) -> None:
-        self._pool.touch([block.number for block in blocks])
+        self._pool.touch(blocks)
         if metrics := self.metrics_collector:
             for block in blocks:
                 metrics.on_block_accessed(block)
@@ -277,9 +260,7 @@ class BlockPool(StockPool):
         if num_cached_blocks >= num_full_blocks or not self.enable_caching:
             return
         new = blocks[num_cached_blocks:num_full_blocks]
-        try:
-            ids = [block.number for block in new]
-        except AttributeError:
+        if new[0].pool is not self:
             # Block objects of somebody else: block by block, as vLLM does it.
             return super().cache_full_blocks(
                 request, blocks, num_cached_blocks, num_full_blocks, block_size,
@@ -290,7 +271,7 @@ class BlockPool(StockPool):
         hashes = all_hashes[num_cached_blocks:num_full_blocks]
         try:
             self._pool.cache(
-                ids,
+                new,
                 hashes,
                 block_size=block_size,
                 group=kv_cache_group_id,
@@ -299,13 +280,16 @@ class BlockPool(StockPool):
             )
         except errors.InvalidStateError as e:
             raise AssertionError(str(e)) from None
-        group = kv_cache_group_id.to_bytes(4, "big")
-        # Passed over blocks get an entry as well, which means nothing as long as they have no key.
-        # One that they have stays.
-        chosen = zip(ids, hashes)
-        if block_mask is not None:
-            chosen = (pair for pair, wanted in zip(chosen, block_mask) if wanted)
-        self._keys.update([(i, h + group) for i, h in chosen])
+        primary, keys = self._primary, hashes
+        if kv_cache_group_id:
+            keys = [(h, kv_cache_group_id) for h in hashes]
+        if block_mask is None:
+            for block, key in zip(new, keys):
+                primary[block] = key
+        else:
+            for block, key, chosen in zip(new, keys, block_mask):
+                if chosen:
+                    primary[block] = key
         if self.enable_kv_cache_events:
             self._collect_events()
             self._add_stored_event(
@@ -346,22 +330,21 @@ class BlockPool(StockPool):
         self.kv_event_queue.append(event)
 
     def move_block_hashes(self, src_block: KVCacheBlock, dst_block: KVCacheBlock) -> None:
-        src, dst = src_block.number, dst_block.number
-        assert not self._flags[dst] & 1, f"block {dst} has a hash already"
-        if self._flags[src] & 1:
-            self._pool.move_keys(src, dst)
-            self._keys[dst] = self._keys.pop(src)
+        assert dst_block.block_hash is None, f"block {dst_block.block_id} has a hash already"
+        if self._flags[src_block] & 1:
+            self._pool.move_keys(src_block, dst_block)
+            self._primary[dst_block] = self._primary[src_block]
 
     def reset_prefix_cache(self) -> bool:
         if not self._pool.reset():
             held = self.num_gpu_blocks - 1 - self.get_num_free_blocks()
             logger.warning("the prefix cache is not reset: %d blocks are held", held)
             return False
-        self._keys.clear()
         self.cached_block_hash_to_block.strangers._cache.clear()
         self.null_block.reset_hash()
         if self._reuse_watchers:
-            self._notify_reuse([self.blocks[i] for i in self._pool.take_reused()])
+            self._pool.take_reused()  # all of them, but not in the order in which they were unpinned
+            self._notify_reuse([self.blocks[i] for i in self._reuse_watchers])
         if self.metrics_collector:
             self.metrics_collector.reset()
         logger.info("the prefix cache is reset")
@@ -372,7 +355,13 @@ class BlockPool(StockPool):
     # inherited cache_partial_block, evict_blocks and so on are made of
 
     def _owns(self, block: KVCacheBlock) -> bool:
-        return block.pool is self and not block.is_null and type(block) is Block
+        return type(block) is self._class
+
+    def _key(self, block: Block) -> Any:
+        """The primary key, of a block that has one."""
+        key = self._primary[block]
+        block_hash, group = key if type(key) is tuple else (key, 0)
+        return make_block_hash_with_group_id(block_hash, group)
 
     def _keys_of(self, block_id: int) -> list[Any]:
         """The keys of a block, the primary one first."""
@@ -386,16 +375,13 @@ class BlockPool(StockPool):
         if not self._owns(block):
             super()._insert_block_hash(block_hash_with_group_id, block, num_tokens)
             return
-        if not self._flags[block.number] & 1:
-            self._keys[block.number] = block_hash_with_group_id
+        block_hash = get_block_hash(block_hash_with_group_id)
+        group = get_group_id(block_hash_with_group_id)
+        if not self._flags[block] & 1:
+            self._primary[block] = (block_hash, group)
         # A key for more tokens would drive out the others here; whoever wants that has removed them.
-        tokens = self._pool.keys(block.number)[1] or num_tokens or 0
-        self._pool.cache_partial(
-            block.number,
-            get_block_hash(block_hash_with_group_id),
-            tokens,
-            group=get_group_id(block_hash_with_group_id),
-        )
+        tokens = self._pool.keys(block)[1] or num_tokens or 0
+        self._pool.cache_partial(block, block_hash, tokens, group=group)
         self._pool.take_events()  # the caller has its own
 
     def _remove_cached_block_hashes(self, block: KVCacheBlock) -> list[Any]:
@@ -403,7 +389,7 @@ class BlockPool(StockPool):
             return super()._remove_cached_block_hashes(block)
         removed = self._keys_of(block.block_id)
         if removed:
-            self._pool.evict([block.block_id])
+            self._pool.evict([block])
             self._pool.take_events()  # the caller has its own
         return removed
 
