@@ -37,14 +37,22 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// The best that is known (docs/block-pool.md has the figures): elastic up to 15 % of the
-    /// queue where there is a prefix cache to be careful of, the whole queue where there is none.
-    pub fn of_choice(caching: bool) -> Self {
+    /// The best that is known (docs/block-pool.md has the figures): elastic where there is a prefix
+    /// cache to be careful of, the whole queue where there is none.
+    pub fn of_choice(caching: bool, blocks: u32) -> Self {
         if caching {
-            Policy::Elastic { limit: 0.15 }
+            Policy::Elastic {
+                limit: Self::limit_of_choice(blocks),
+            }
         } else {
             Policy::Windowed { fraction: 1.0 }
         }
+    }
+
+    /// The limit of an elastic window with a prefix cache: some 1,200 blocks of a pool of so many, for
+    /// it has to reach over a number of requests, and these do not grow with the pool.
+    pub fn limit_of_choice(blocks: u32) -> f64 {
+        (1200.0 / f64::from(blocks.max(1))).clamp(0.02, 0.3)
     }
 }
 
@@ -73,7 +81,7 @@ impl Options {
         Options {
             blocks,
             caching,
-            policy: Policy::of_choice(caching),
+            policy: Policy::of_choice(caching, blocks),
             events: false,
             event_bytes: EVENT_BYTES,
             tolerate_null: false,

@@ -57,7 +57,8 @@ pub struct kvf_block_pool_options {
     /// Zero.
     pub reserved: u8,
     /// The part of the free queue that the policy chooses from, greater than 0 and at most 1;
-    /// 0 is 0.1 (windowed) or 0.15 (elastic) with caching, and 1 without.
+    /// 0 is a good one: without caching 1; with it 0.1 (windowed), or 1,200 of `blocks`, but not
+    /// less than 0.02 and not more than 0.3 (elastic).
     pub fraction: f64,
     /// Bytes of events that are kept until they are taken; 0 is 64 MiB. When more would be
     /// needed all are thrown away, and the next list says how many those were.
@@ -501,7 +502,11 @@ unsafe fn pool_options(ptr: *const kvf_block_pool_options) -> Result<Options> {
             fraction: fraction(if caching { 0.1 } else { 1.0 }),
         },
         KVF_POLICY_ELASTIC => Policy::Elastic {
-            limit: fraction(if caching { 0.15 } else { 1.0 }),
+            limit: fraction(if caching {
+                Policy::limit_of_choice(o.blocks)
+            } else {
+                1.0
+            }),
         },
         other => {
             return Err(Error::invalid(format!(

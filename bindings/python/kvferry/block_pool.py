@@ -139,7 +139,6 @@ class _CachedBlocks(Structure):
 
 
 _CACHED_SIZE = sizeof(_CachedBlocks)
-_ANY = POINTER(kvf_cached_blocks)
 
 
 def _ids(values: Iterable[int]) -> bytes:
@@ -417,8 +416,23 @@ class BlockPool:
             raise errors.MismatchError(f"{len(blocks)} blocks but {len(hashes)} hashes")
         if mask is not None and len(mask) != len(blocks):
             raise errors.MismatchError(f"{len(blocks)} blocks but a mask of {len(mask)}")
-        bits = None if mask is None else bytes(map(bool, mask))
-        what = _described(_ids(blocks), first, bits, hashes, block_size, group, parent, tokens, tag)
+        joined, length = _hashes(hashes)
+        what = _CachedBlocks(
+            _CACHED_SIZE,
+            group,
+            first,
+            block_size,
+            _ids(blocks) or None,
+            len(hashes),
+            joined or None,
+            length,
+            None if mask is None else bytes(map(bool, mask)) or None,
+            parent or None,
+            len(parent or b""),
+            _ids(tokens) if tokens else None,
+            len(tokens),
+            tag,
+        )
         status = _cache(self._handle, byref(what))
         if status:
             errors.check(status)
@@ -434,8 +448,8 @@ class BlockPool:
         tag: int = 0,
     ) -> None:
         """Records an event for blocks that are cached already and were used again."""
-        what = _described(None, 0, None, hashes, block_size, group, parent, tokens, tag)
-        errors.check(lib.kvf_block_pool_announce(self._handle, ctypes.cast(byref(what), _ANY)))
+        what, _keep = _described(hashes, block_size, group, parent, tokens, tag)
+        errors.check(lib.kvf_block_pool_announce(self._handle, byref(what)))
 
     def cache_partial(
         self,
@@ -522,35 +536,30 @@ class BlockPool:
 
 
 def _described(
-    packed: bytes | None,
-    first: int,
-    mask: bytes | None,
     hashes: Sequence[bytes],
     block_size: int,
     group: int,
     parent: bytes | None,
     tokens: Sequence[int],
     tag: int,
-) -> _CachedBlocks:
-    """What caching and announcing have in common; keeps what it points to alive."""
+) -> tuple[kvf_cached_blocks, object]:
+    """What caching and announcing have in common, and what keeps it alive."""
     joined, length = _hashes(hashes)
-    covered = _ids(tokens) if tokens else None
-    return _CachedBlocks(
-        _CACHED_SIZE,
-        group,
-        first,
-        block_size,
-        packed or None,
-        len(hashes),
-        joined or None,
-        length,
-        mask or None,
-        parent or None,
-        len(parent or b""),
-        covered,
-        len(tokens),
-        tag,
+    covered = _ids(tokens)
+    what = kvf_cached_blocks(
+        sizeof(kvf_cached_blocks),
+        group=group,
+        block_size=block_size,
+        len=len(hashes),
+        hashes=_pointer(joined),
+        hash_len=length,
+        parent=_pointer(parent),
+        parent_len=len(parent or b""),
+        tokens=_pointer(covered),
+        tokens_len=len(covered) // 4,
+        tag=tag,
     )
+    return what, (joined, covered, parent)
 
 
 def _event(e: Any) -> Stored | Removed | Cleared:

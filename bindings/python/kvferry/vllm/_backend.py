@@ -10,6 +10,7 @@ to it what vLLM asks of single blocks so often that no call may be needed for it
 
 from __future__ import annotations
 
+import itertools
 import os
 from array import array
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,11 @@ WHERE = "KVFERRY_BLOCK_POOL"
 #: Which free blocks an allocation gets: ``lru``, ``windowed`` or ``elastic``, the latter two with a part
 #: of the free queue behind a colon (``elastic:0.3``).
 POLICY = "KVFERRY_BLOCK_POOL_POLICY"
+
+#: Where the server listens.
+ADDRESS = "KV_CACHE_SOCKET_PATH"
+
+_numbers = itertools.count()
 
 
 def wanted() -> str:
@@ -46,9 +52,12 @@ def open_pool(num_blocks: int, caching: bool, events: bool) -> Local | Mirrored:
     """A pool as the environment wants it."""
     options = dict(policy(), events=events, tolerate_null=True)
     if wanted() == "server":
-        from ..pool_client import BlockPool as Remote
+        from ..pool_client import DEFAULT_ADDRESS, PoolClient
 
-        return Mirrored(Remote(num_blocks, caching, **options))
+        # A pool of its own: what is kept of it here would not be right of a shared one.
+        name = f"vllm-{os.getpid()}-{next(_numbers)}"
+        address = os.environ.get(ADDRESS, DEFAULT_ADDRESS)
+        return Mirrored(PoolClient(address, num_blocks, caching, pool=name, **options))
     return Local(BlockPool(num_blocks, caching, **options))
 
 

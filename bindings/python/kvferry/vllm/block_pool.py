@@ -411,15 +411,11 @@ class BlockPool(StockPool):
                 self.kv_event_queue.append(AllBlocksCleared())
 
 
-def register() -> None:
-    """Makes this the block pool of vLLM, if the environment asks for it."""
-    if _backend.wanted() and stock.BlockPool is not BlockPool:
-        logger.info("the block pool is kvferry's (%s=%s)", _backend.WHERE, _backend.wanted())
-        install()
-
-
 def install() -> None:
     """Puts our pool wherever vLLM's stands, also in modules that have imported it already."""
+    if stock.BlockPool is BlockPool:
+        return
+    logger.info("the block pool is kvferry's (%s=%s)", _backend.WHERE, _backend.wanted())
     for name, module in list(sys.modules.items()):
         if name.startswith("vllm.") and vars(module).get("BlockPool") is StockPool:
             module.BlockPool = BlockPool
