@@ -52,7 +52,7 @@ impl Policy {
     /// The limit of an elastic window with a prefix cache: some 1,200 blocks of a pool of so many, for
     /// it has to reach over a number of requests, and these do not grow with the pool.
     pub fn limit_of_choice(blocks: u32) -> f64 {
-        (1200.0 / f64::from(blocks.max(1))).clamp(0.02, 0.3)
+        (1200.0 / f64::from(blocks.max(1))).clamp(0.02, 0.15)
     }
 }
 

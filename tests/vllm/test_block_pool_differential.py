@@ -3,7 +3,9 @@ after every call the same results, the same events and the same state, as far as
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -321,6 +323,12 @@ def test_blocks_of_another_pool_go_back_to_it():
     mixed = [b for pool in (one, two, theirs) for b in pool.get_new_blocks(2)]
     one.free_blocks(mixed)
     assert [pool.get_num_free_blocks() for pool in (one, two, theirs)] == [9, 9, 9]
+
+
+def test_a_pool_ends():
+    pool = weakref.ref(BlockPool(10, True, SIZE))
+    gc.collect()  # its blocks know it
+    assert pool() is None
 
 
 def test_metrics_hear_of_blocks():

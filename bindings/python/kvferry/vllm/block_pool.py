@@ -42,6 +42,8 @@ class Block(int):
     number, so a list of blocks is a list of ids without a look at any of them. Each pool has a class
     of its own, which knows the pool."""
 
+    # No __slots__: without a __dict__ the collector would not see that a block refers to its class,
+    # and through it to its pool, and no pool would ever end.
     pool: BlockPool
     is_null = False
 
