@@ -35,7 +35,7 @@ def _find(
         and size == block_pool.hash_block_size
         and dcp_world_size == 1
         and alignment_tokens % size == 0
-        and not block_pool.cached_block_hash_to_block.strangers
+        and not block_pool.cached_block_hash_to_block.strangers._cache
     )
     if not at_once:
         return _ask(
@@ -44,6 +44,8 @@ def _find(
         )  # fmt: skip
     chain = list(islice(block_hashes, max_length // size))
     found = block_pool.get_cached_chain(chain, kv_cache_group_ids)
+    if not found[0]:
+        return found, 0
     # A speculative drafter needs the last block computed anew. Then whole units of the alignment.
     blocks = max(len(found[0]) - bool(drop_eagle_block), 0)
     length = blocks * size // alignment_tokens * alignment_tokens

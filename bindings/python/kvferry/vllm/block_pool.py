@@ -247,7 +247,7 @@ class BlockPool(StockPool):
         """For each group the blocks of the longest known prefix of a chain; in one call."""
         blocks = self.blocks
         found = self._pool.lookup_chain(block_hashes, kv_cache_group_ids)
-        return tuple([blocks[i] for i in ids] for ids in found)
+        return tuple([[blocks[i] for i in ids] for ids in found])
 
     def cache_full_blocks(
         self,
