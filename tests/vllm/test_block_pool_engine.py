@@ -26,7 +26,7 @@ from vllm import LLM, SamplingParams
 
 llm = LLM(
     model=sys.argv[1], skip_tokenizer_init=True, enforce_eager=True, dtype="float32",
-    enable_prefix_caching=True, block_size=32, num_gpu_blocks_override=48, max_model_len=512,
+    enable_prefix_caching=True, block_size=32, num_gpu_blocks_override=24, max_model_len=512,
     max_num_seqs=4, max_num_batched_tokens=256, disable_log_stats=True,
 )
 pool = llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
