@@ -3022,7 +3022,7 @@ typedef struct kvf_block_pool_options {
   /**
    * The part of the free queue that the policy chooses from, greater than 0 and at most 1;
    * 0 is a good one: without caching 1; with it 0.1 (windowed), or 1,200 of `blocks`, but not
-   * less than 0.02 and not more than 0.3 (elastic).
+   * less than 0.02 and not more than 0.15 (elastic).
    */
   double fraction;
   /**
