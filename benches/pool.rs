@@ -357,7 +357,7 @@ fn main() {
                 let row: Vec<f64> = [1, 16, 512]
                     .iter()
                     .map(|&n| {
-                        let policy = policy.unwrap_or(Policy::of_choice(caching));
+                        let policy = policy.unwrap_or(Policy::of_choice(caching, BLOCKS));
                         measure(
                             &mut Bench::new(policy, caching, churned),
                             n,

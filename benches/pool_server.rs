@@ -29,8 +29,10 @@ const HASH: usize = 32;
 /// Blocks of a prompt, and the part of it that is found in the cache.
 const PROMPT: u32 = 128;
 const PREFIX: u32 = 64;
-/// Of the requests that run, those that get a new block in a step: 256 with 16 tokens to a block.
-const GROWING: u32 = 16;
+/// Requests that decode, and those of them that get a new block in a step.
+const DECODING: u64 = 256;
+const GROWING: u64 = 16;
+/// Prompts that are held.
 const RUNNING: u64 = 64;
 const ROUNDS: usize = 60;
 const PER_ROUND: usize = 100;
@@ -45,32 +47,34 @@ fn main() {
     println!("| one round trip | bytes out, back | | p50 µs | p99 µs | a second |");
     println!("|---|---|---|---|---|---|");
     compare("ping", |_| vec![Kind::Ping(Ping::default())]);
-    compare("step: 16 requests grow by a block", |_| growing());
+    let what = "a step: 16 of 256 requests grow by a block, one ends";
+    compare(what, growing);
     compare("the same, and a prompt comes and one goes", |n| {
-        let mut ops = growing();
+        let mut ops = growing(n);
         ops.extend(prompt(n));
         ops
     });
     in_process();
 }
 
-/// One block for each request that needs one, given back at once by the oldest, so that the pool stays
-/// as full as it is.
-fn growing() -> Vec<Kind> {
-    (0..GROWING)
-        .map(|i| {
-            Kind::Allocate(Allocate {
-                request_id: format!("growing-{i}"),
-                num_blocks: 1,
-                ..Default::default()
-            })
+/// What a step asks for when 256 requests run, with 16 tokens to a block: every sixteenth gets a block,
+/// and one that has got sixteen ends.
+fn growing(n: u64) -> Vec<Kind> {
+    let name = |i: u64| format!("growing-{}", i % DECODING);
+    let grow = |i| {
+        Kind::Allocate(Allocate {
+            request_id: name(n * GROWING + i),
+            num_blocks: 1,
+            ..Default::default()
         })
-        .chain((0..GROWING).map(|i| {
-            Kind::Free(Free {
-                request_id: format!("growing-{i}"),
-            })
-        }))
-        .collect()
+    };
+    let mut ops: Vec<Kind> = (0..GROWING).map(grow).collect();
+    if n >= DECODING {
+        ops.push(Kind::Free(Free {
+            request_id: name(n),
+        }));
+    }
+    ops
 }
 
 /// A prompt of which half is cached: look up, allocate the rest, cache it; and an old one ends.
@@ -156,10 +160,10 @@ fn compare(what: &str, step: impl Fn(u64) -> Vec<Kind>) {
     };
     // Until as many requests run as ever will.
     let mut last = Vec::new();
-    for _ in 0..=2 * RUNNING {
+    for _ in 0..=2 * DECODING {
         last = run().1;
     }
-    let (out, back) = sizes(step(2 * RUNNING), last);
+    let (out, back) = sizes(step(2 * DECODING), last);
     let echo = Echo::start(out, back);
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
@@ -287,17 +291,19 @@ fn in_process() {
     })
     .unwrap();
     let mut running = VecDeque::new();
+    let mut grown = VecDeque::new();
     let mut times = Vec::new();
     for n in 0..(ROUNDS * PER_ROUND) as u64 {
         let hashes = hashes(n);
         let mut blocks = vec![0; PROMPT as usize];
-        let mut grown = [[0; 1]; GROWING as usize];
+        let mut new = [0; GROWING as usize];
         let start = Instant::now();
-        for one in &mut grown {
+        for one in new.chunks_mut(1) {
             pool.allocate(None, one).unwrap();
         }
-        for one in &grown {
-            pool.free(one).unwrap();
+        if grown.len() as u64 == DECODING {
+            let old: [u32; GROWING as usize] = grown.pop_front().unwrap();
+            pool.free(&old).unwrap();
         }
         let hits = pool
             .acquire_chain(&hashes, HASH, &[0], &mut blocks)
@@ -310,6 +316,7 @@ fn in_process() {
         }
         times.push(micros(start.elapsed()));
         running.push_back(blocks);
+        grown.push_back(new);
     }
     println!(
         "| the last step, in process | | pool | {:.1} | {:.1} | |",

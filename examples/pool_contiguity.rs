@@ -364,21 +364,24 @@ fn main() {
     let w = |fraction| Policy::Windowed { fraction };
     let e = |limit| Policy::Elastic { limit };
     let lru = Policy::Lru;
-    let with_cache = [
-        ("LRU", [lru; 2]),
-        ("windowed 0.05", [w(0.05); 2]),
-        ("windowed 0.1", [w(0.1); 2]),
-        ("windowed 0.2", [w(0.2); 2]),
-        ("windowed 0.3", [w(0.3); 2]),
-        ("elastic 0.05", [e(0.05); 2]),
-        ("elastic 0.1", [e(0.1); 2]),
-        ("elastic 0.15 (default)", [e(0.15); 2]),
-        ("elastic 0.2", [e(0.2); 2]),
-        ("elastic 0.5", [e(0.5); 2]),
-        ("elastic 1", [e(1.0); 2]),
-        ("default to LRU", [e(0.15), lru]),
-        ("LRU to default", [lru, e(0.15)]),
-    ];
+    let with_cache = |default: Policy| {
+        [
+            ("LRU", [lru; 2]),
+            ("windowed 0.05", [w(0.05); 2]),
+            ("windowed 0.1", [w(0.1); 2]),
+            ("windowed 0.2", [w(0.2); 2]),
+            ("windowed 0.3", [w(0.3); 2]),
+            ("elastic 0.05", [e(0.05); 2]),
+            ("elastic 0.1", [e(0.1); 2]),
+            ("elastic 0.15", [e(0.15); 2]),
+            ("default", [default; 2]),
+            ("elastic 0.2", [e(0.2); 2]),
+            ("elastic 0.5", [e(0.5); 2]),
+            ("elastic 1", [e(1.0); 2]),
+            ("default to LRU", [default, lru]),
+            ("LRU to default", [lru, default]),
+        ]
+    };
     let without = [
         ("LRU", [lru; 2]),
         ("windowed 0.1", [w(0.1); 2]),
@@ -406,11 +409,8 @@ fn main() {
         (8_000, false),
     ] {
         let mut base = 0.0;
-        let policies = if caching {
-            &with_cache[..]
-        } else {
-            &without[..]
-        };
+        let cached = with_cache(Policy::of_choice(true, blocks));
+        let policies = if caching { &cached[..] } else { &without[..] };
         for &(name, policies) in policies {
             let all: Vec<Outcome> = (0..seeds)
                 .map(|s| simulate(blocks, caching, policies, requests, 1 + s))

@@ -1890,9 +1890,9 @@ typedef struct kvf_queue {
 } kvf_queue;
 
 /**
- * A condition on a peer's memory: the 64-bit word at `addr` is below `limit`, in that machine's byte
- * order. It is read after all bytes of a request are in. A producer that raises its word before it
- * uses blocks again lets its readers know by this that they have not read too late.
+ * A condition on a peer's memory: the 64-bit word at `addr` is below `limit`, in that machine's
+ * byte order. It is read after all bytes of a request are in. A producer that raises its word
+ * before it uses blocks again lets its readers know by this that they have not read too late.
  */
 typedef struct kvf_guard {
   /** Index of the peer in the plan. */
@@ -2152,8 +2152,8 @@ typedef struct kvf_rank_payload {
 } kvf_rank_payload;
 
 /**
- * How the monotonic clock of a listener stands to ours. CLOCK_MONOTONIC is the same for all processes
- * of a host.
+ * How the monotonic clock of a listener stands to ours. CLOCK_MONOTONIC is the same for all
+ * processes of a host.
  */
 typedef struct kvf_clock_sample {
   /** Theirs less ours, in seconds. */
@@ -2166,8 +2166,8 @@ typedef struct kvf_clock_sample {
 } kvf_clock_sample;
 
 /**
- * Starts a listener that hands out `metadata`; `"zmq"`: as that of rank (0, 0). It has a thread of its own; a slow, silent or
- * hostile client costs the others nothing. Any thread.
+ * Starts a listener that hands out `metadata`; `"zmq"`: as that of rank (0, 0). It has a thread of
+ * its own; a slow, silent or hostile client costs the others nothing. Any thread.
  *
  * @param options   May be NULL.
  * @param metadata  Any bytes, also none; copied.
@@ -2406,18 +2406,6 @@ typedef struct kvf_request_blocks {
   uint32_t reserved;
 } kvf_request_blocks;
 
-/** What one rank of this engine tells those of others. */
-typedef struct kvf_rank_payload {
-  /** Its handshake payload, as the worker half gives it. */
-  const uint8_t *data;
-  /** Number of bytes. */
-  size_t len;
-  /** Its pipeline stage. */
-  uint32_t pp_rank;
-  /** Its transfer rank in that stage. */
-  uint32_t tp_rank;
-} kvf_rank_payload;
-
 /**
  * Sizes of a scheduler half's tables. All are 0 when every request has finished and every id has
  * been reported.
@@ -2518,8 +2506,8 @@ kvf_status kvf_scheduler_allocated(kvf_scheduler scheduler,
 
 /**
  * Takes what the workers have to do since the last call, and gives it to none of them: hand the
- * bytes to `kvf_worker_step()` of every rank, in this order. Call it in every engine step, also
- * when nothing runs; a step in which nothing happens has about ten bytes.
+ * bytes to the worker half of every rank, in this order. Call it in every engine step, also when
+ * nothing runs; a step in which nothing happens has about ten bytes.
  *
  * @param step  Receives the bytes; free with `kvf_buffer_free()`. Any thread.
  */
@@ -2578,7 +2566,8 @@ kvf_status kvf_scheduler_finished(kvf_scheduler scheduler,
  * host and port, or replaces the payloads if it runs. It has a thread of its own, which tells this
  * process's clock with each answer.
  *
- * @param ranks  One for each rank that takes part. The bytes are copied.
+ * @param ranks  One for each rank that takes part: its handshake payload, as the worker half gives
+ *               it. Copied.
  * @return `KVF_ERR_BUSY` if the port is taken. Any thread.
  */
 KVF_MUST_USE
@@ -3008,6 +2997,8 @@ kvf_status kvf_worker_state_get(kvf_worker worker,
 
 /** Most ids in one call. A longer array is taken for a mistake. */
 #define KVF_BLOCK_POOL_MAX_IDS 67108864
+/** Something of the block is in the prefix index. */
+#define KVF_BLOCK_CACHED 1
 
 /** How to make a pool. Start from `kvf_block_pool_options_default()` and set `blocks`. */
 typedef struct kvf_block_pool_options {
@@ -3030,7 +3021,8 @@ typedef struct kvf_block_pool_options {
   uint8_t reserved;
   /**
    * The part of the free queue that the policy chooses from, greater than 0 and at most 1;
-   * 0 is 0.1 (windowed) or 0.15 (elastic) with caching, and 1 without.
+   * 0 is a good one: without caching 1; with it 0.1 (windowed), or 1,200 of `blocks`, but not
+   * less than 0.02 and not more than 0.15 (elastic).
    */
   double fraction;
   /**
@@ -3048,6 +3040,18 @@ typedef struct kvf_block_pool {
   /** Opaque. Zero is null. */
   uint64_t id;
 } kvf_block_pool;
+
+/** A block as it stands in the memory of its pool; see `kvf_block_pool_nodes()`. */
+typedef struct kvf_block_node {
+  /** The block before it in the free queue. Means nothing while the block is held. */
+  uint32_t prev;
+  /** The block behind it. */
+  uint32_t next;
+  /** How many times it is held. */
+  uint32_t refs;
+  /** `KVF_BLOCK_CACHED`, and bits that mean nothing outside. */
+  uint32_t flags;
+} kvf_block_node;
 
 /** What a pool has done since it was made, and what it holds. Counters only grow. */
 typedef struct kvf_block_pool_stats {
@@ -3200,6 +3204,21 @@ kvf_status kvf_block_pool_free_blocks(kvf_block_pool pool,
                                       uint32_t *ids,
                                       size_t capacity,
                                       size_t *num_free);
+
+/**
+ * Where the blocks of a pool are in memory, for a program that asks about them more often than
+ * it calls. `blocks` nodes, that of the null block first, and behind them one more: its `next`
+ * is the first free block, its `prev` the last, its `refs` how many there are; the queue is
+ * circular through it.
+ *
+ * Never write to them. Read them while no call on this pool is under way, and not after it
+ * was destroyed.
+ *
+ * @param nodes  Receives the address. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_block_pool_nodes(kvf_block_pool pool,
+                                const kvf_block_node **nodes);
 
 /**
  * Blocks given to `kvf_block_pool_unpin()` that have been handed out since, or lost their
@@ -3582,8 +3601,8 @@ typedef struct kvf_pool_client {
 
 /**
  * One operation and its outcome, for `kvf_pool_client_run()`. Zero the struct, and set `kind` and
- * what the kind needs; `KVF_POOL_OP_...` says which fields those are. Pointers that it does not need
- * are not looked at.
+ * what the kind needs; `KVF_POOL_OP_...` says which fields those are. Pointers that it does not
+ * need are not looked at.
  */
 typedef struct kvf_pool_op {
   /** `KVF_POOL_OP_...`. */

@@ -17,6 +17,7 @@ use kvferry::capi::queue::*;
 use kvferry::capi::scheduler::*;
 use kvferry::capi::side_channel::*;
 use kvferry::capi::transfer::*;
+use kvferry::capi::worker::*;
 use object::read::elf::{Dyn, ElfFile64, FileHeader, SectionHeader};
 use object::{Object, ObjectSymbol, elf};
 
@@ -212,11 +213,23 @@ layout!(kvf_scheduler_options, 104, 8;
     registration_timeout_ms 80, recompute_threshold 88, port 96, bidirectional 98, clip 99,
     state_registrations 100, reserved 101);
 layout!(kvf_request_blocks, 24, 8; ids 0, len 8, first 16, reserved 20);
-layout!(kvf_rank_payload, 24, 8; data 0, len 8, pp_rank 16, tp_rank 20);
+layout!(kvf_rank_payload, 24, 8; pp_rank 0, tp_rank 4, data 8, len 16);
 layout!(kvf_scheduler_stats, 64, 8;
     requests 0, receiving 8, holds 16, leases 24, heartbeats 32, peers 40, reserved 48);
+layout!(kvf_worker, 8, 8; id 0);
+layout!(kvf_worker_options, 120, 8;
+    struct_size 0, mode 4, agent 8, engine_id 16, compat_hash 24, host 32, queue 40, tp_rank 48,
+    tp_size 52, pp_rank 56, pp_size 60, dcp_size 64, dcp_interleave 68, lease_ms 72,
+    handshake_timeout_ms 80, engine_ttl_ms 88, registration_timeout_ms 96, transfer_timeout_ms 104,
+    port 112, ignore_compat 114, reserved 115);
+layout!(kvf_worker_results, 80, 8;
+    sent 0, sent_len 8, received 16, received_len 24, failed 32, failed_len 40, failed_blocks 48,
+    failed_blocks_len 56, storage 64, has_stats 72, reserved 73);
+layout!(kvf_worker_state, 64, 8;
+    receives 0, holds 8, pushes 16, peers 24, handshakes 32, reserved 40);
 layout!(kvf_block_pool, 8, 8; id 0);
 layout!(kvf_block_pool_options, 32, 8; struct_size 0, blocks 4, policy 8, caching 12, events 13, tolerate_null 14, reserved 15, fraction 16, event_bytes 24);
+layout!(kvf_block_node, 16, 4; prev 0, next 4, refs 8, flags 12);
 layout!(kvf_block_pool_stats, 128, 8; blocks 0, free 8, cached_blocks 16, cached_keys 24, allocations 32, refused_allocations 40, allocated_blocks 48, allocated_runs 56, freed_blocks 64, revived_blocks 72, lookups 80, hits 88, stored_keys 96, removed_keys 104, resets 112, lost_events 120);
 layout!(kvf_cached_blocks, 96, 8; struct_size 0, group 4, first 8, block_size 12, blocks 16, len 24, hashes 32, hash_len 40, mask 48, parent 56, parent_len 64, tokens 72, tokens_len 80, tag 88);
 layout!(kvf_cached_part, 80, 8; struct_size 0, block 4, group 8, num_tokens 12, block_size 16, replace 20, reserved 21, hash 24, hash_len 32, parent 40, parent_len 48, tokens 56, tokens_len 64, tag 72);

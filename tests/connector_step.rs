@@ -150,7 +150,8 @@ fn what_is_not_a_step_is_refused() {
 /// One field of a receive set to what the decoder must not let through.
 #[test]
 fn fields_out_of_bounds_are_refused() {
-    let cases: [(&str, fn(&mut Receive)); 8] = [
+    type Case = (&'static str, fn(&mut Receive));
+    let cases: [Case; 8] = [
         ("tp_size 0; it is 1 to 4096", |r| r.peer.tp_size = 0),
         ("pp_size 5000; it is 1 to 4096", |r| r.peer.pp_size = 5000),
         ("dcp_size 0", |r| r.peer.dcp_size = 0),

@@ -182,18 +182,17 @@ impl Agent {
             .partial_metadata(kind, descs, connection_info, backends)
     }
 
+    /// The name of the agent that metadata are of. Loads nothing.
+    pub fn metadata_name(&self, metadata: &[u8]) -> Result<String> {
+        let transport = self.shared.open()?;
+        check_metadata(metadata)?;
+        transport.metadata_name(metadata)
+    }
+
     /// Loads a peer's metadata and returns the peer's name.
     pub fn add_remote(&self, metadata: &[u8]) -> Result<String> {
         let transport = self.shared.open()?;
-        if metadata.is_empty() {
-            return Err(Error::invalid("metadata is empty"));
-        }
-        if metadata.len() > MAX_METADATA {
-            return Err(Error::invalid(format!(
-                "metadata has {} bytes, more than {MAX_METADATA}",
-                metadata.len()
-            )));
-        }
+        check_metadata(metadata)?;
         transport.add_remote(metadata)
     }
 
@@ -418,6 +417,19 @@ impl Agent {
             shared: self.shared.clone(),
         })
     }
+}
+
+fn check_metadata(metadata: &[u8]) -> Result<()> {
+    if metadata.is_empty() {
+        return Err(Error::invalid("metadata is empty"));
+    }
+    if metadata.len() > MAX_METADATA {
+        return Err(Error::invalid(format!(
+            "metadata has {} bytes, more than {MAX_METADATA}",
+            metadata.len()
+        )));
+    }
+    Ok(())
 }
 
 impl Drop for Agent {

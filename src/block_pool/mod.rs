@@ -37,6 +37,7 @@ mod window;
 pub use cache::{CacheFull, CachePartial};
 pub use events::{Event, EventBatch, Stored};
 pub use pool::{BlockPool, MAX_BLOCKS, MAX_HASH, NULL_BLOCK, Options, Policy};
+pub use queue::{HASHED, Node};
 pub use stats::Stats;
 
 /// No entry, no run.

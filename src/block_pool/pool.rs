@@ -2,7 +2,7 @@
 
 use super::events::EventBatch;
 use super::index::Index;
-use super::queue::{Chain, HASHED, Queue, WATCHED};
+use super::queue::{Chain, HASHED, Node, Queue, WATCHED};
 use super::stats::Stats;
 use super::window::Window;
 use crate::error::{Error, Result, Status, bail};
@@ -37,18 +37,21 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// The best that is known (docs/block-pool.md has the figures): elastic up to 15 % of the
-    /// queue where there is a prefix cache to be careful of, the whole queue where there is none.
-    pub fn of_choice(caching: bool) -> Self {
+    /// The best that is known (docs/block-pool.md has the figures): elastic where there is a prefix
+    /// cache to be careful of, the whole queue where there is none.
+    pub fn of_choice(caching: bool, blocks: u32) -> Self {
         if caching {
-            Policy::Elastic { limit: 0.15 }
+            Policy::Elastic {
+                limit: Self::limit_of_choice(blocks),
+            }
         } else {
             Policy::Windowed { fraction: 1.0 }
         }
     }
 
-    /// The policy with this name (one of [`Policy::NAMES`]). A fraction of 0 is its default.
-    pub fn named(name: &str, fraction: f64, caching: bool) -> Result<Self> {
+    /// The policy with this name (one of [`Policy::NAMES`]). A fraction of 0 is its default in
+    /// a pool of `blocks`.
+    pub fn named(name: &str, fraction: f64, caching: bool, blocks: u32) -> Result<Self> {
         let or = |default| {
             if fraction == 0.0 { default } else { fraction }
         };
@@ -57,7 +60,9 @@ impl Policy {
             ("windowed", true) => Policy::Windowed { fraction: or(0.1) },
             ("windowed", false) | ("default", false) => Policy::Windowed { fraction: or(1.0) },
             ("elastic", false) => Policy::Elastic { limit: or(1.0) },
-            ("elastic", true) | ("default", true) => Policy::Elastic { limit: or(0.15) },
+            ("elastic", true) | ("default", true) => Policy::Elastic {
+                limit: or(Self::limit_of_choice(blocks)),
+            },
             _ => {
                 return Err(Error::invalid(format!(
                     "policy {name:?}: it is one of {}",
@@ -69,6 +74,12 @@ impl Policy {
 
     /// What [`Policy::named`] knows, in the order of their numbers outside.
     pub const NAMES: [&str; 4] = ["default", "lru", "windowed", "elastic"];
+
+    /// The limit of an elastic window with a prefix cache: some 1,200 blocks of a pool of so many, for
+    /// it has to reach over a number of requests, and these do not grow with the pool.
+    pub fn limit_of_choice(blocks: u32) -> f64 {
+        (1200.0 / f64::from(blocks.max(1))).clamp(0.02, 0.15)
+    }
 }
 
 /// How to make a pool.
@@ -96,7 +107,7 @@ impl Options {
         Options {
             blocks,
             caching,
-            policy: Policy::of_choice(caching),
+            policy: Policy::of_choice(caching, blocks),
             events: false,
             event_bytes: EVENT_BYTES,
             tolerate_null: false,
@@ -302,6 +313,12 @@ impl BlockPool {
         self.known(id)?;
         let node = &self.queue.nodes[id as usize];
         Ok(id != NULL_BLOCK && node.refs == 1 && node.flags & HASHED == 0)
+    }
+
+    /// The blocks as they stand in memory, and behind them the sentinel, through which the queue is
+    /// circular. They keep their place for as long as there is the pool.
+    pub fn nodes(&self) -> &[Node] {
+        &self.queue.nodes
     }
 
     /// The free blocks in eviction order.

@@ -8,28 +8,31 @@ use super::memory::filled;
 use crate::error::Result;
 
 /// The block has an entry in the prefix index.
-pub(super) const HASHED: u32 = 1;
+pub const HASHED: u32 = 1;
 /// The block is free and among the candidates of the windowed policy.
 pub(super) const IN_WINDOW: u32 = 2;
 /// Somebody wants to know when the block is handed out again.
 pub(super) const WATCHED: u32 = 4;
 
-/// One block. `prev` and `next` mean something only while `refs` is zero.
-#[derive(Clone, Copy)]
+/// One block, or the sentinel.
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(16))]
-pub(super) struct Node {
-    pub(super) prev: u32,
-    pub(super) next: u32,
-    /// How many hold the block; it is in the queue when nobody does.
-    pub(super) refs: u32,
-    pub(super) flags: u32,
+pub struct Node {
+    /// The block before it in the queue; means something only while `refs` is zero.
+    pub prev: u32,
+    /// The block behind it.
+    pub next: u32,
+    /// How many hold the block; it is in the queue when nobody does. Of the sentinel: the number of
+    /// blocks in the queue.
+    pub refs: u32,
+    /// [`HASHED`], and what only the pool understands.
+    pub flags: u32,
 }
 
 /// All blocks, and the order in which free ones are evicted.
 pub(super) struct Queue {
     /// One node for each block, and the sentinel.
     pub(super) nodes: Vec<Node>,
-    free: u32,
 }
 
 /// Blocks linked with each other but not yet with the queue.
@@ -78,11 +81,9 @@ impl Queue {
             node.next = i + 1;
         }
         nodes[count].next = 1;
+        nodes[count].refs = blocks - 1;
         nodes[0].refs = 1;
-        Ok(Queue {
-            nodes,
-            free: blocks - 1,
-        })
+        Ok(Queue { nodes })
     }
 
     /// The index of the sentinel, which is also the number of blocks.
@@ -92,7 +93,12 @@ impl Queue {
 
     /// Number of blocks in the queue.
     pub(super) fn free(&self) -> u32 {
-        self.free
+        self.nodes[self.nodes.len() - 1].refs
+    }
+
+    fn free_mut(&mut self) -> &mut u32 {
+        let sentinel = self.nodes.len() - 1;
+        &mut self.nodes[sentinel].refs
     }
 
     pub(super) fn next(&self, id: u32) -> u32 {
@@ -108,7 +114,7 @@ impl Queue {
         let Node { prev, next, .. } = self.nodes[id as usize];
         self.nodes[prev as usize].next = next;
         self.nodes[next as usize].prev = prev;
-        self.free -= 1;
+        *self.free_mut() -= 1;
     }
 
     /// Gives each block a reference; free ones leave the queue. Null is passed over.
@@ -137,7 +143,7 @@ impl Queue {
         }
         self.nodes[sentinel as usize].next = id;
         self.nodes[id as usize].prev = sentinel;
-        self.free -= out.len() as u32;
+        *self.free_mut() -= out.len() as u32;
         flags
     }
 
@@ -161,7 +167,7 @@ impl Queue {
         self.nodes[chain.first as usize].prev = before;
         self.nodes[chain.last as usize].next = after;
         self.nodes[after as usize].prev = chain.last;
-        self.free += chain.len;
+        *self.free_mut() += chain.len;
     }
 
     /// The free blocks in eviction order.

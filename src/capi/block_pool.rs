@@ -9,7 +9,7 @@ use super::handle::Table;
 use super::input::{Plain, bounded, flag, nonzero, options, out};
 use super::logging;
 use super::status::kvf_status;
-use crate::block_pool::{BlockPool, Options, Policy, Stats};
+use crate::block_pool::{BlockPool, HASHED, Node, Options, Policy, Stats};
 use crate::error::{Error, Result};
 use crate::sync::lock;
 
@@ -57,7 +57,8 @@ pub struct kvf_block_pool_options {
     /// Zero.
     pub reserved: u8,
     /// The part of the free queue that the policy chooses from, greater than 0 and at most 1;
-    /// 0 is 0.1 (windowed) or 0.15 (elastic) with caching, and 1 without.
+    /// 0 is a good one: without caching 1; with it 0.1 (windowed), or 1,200 of `blocks`, but not
+    /// less than 0.02 and not more than 0.15 (elastic).
     pub fraction: f64,
     /// Bytes of events that are kept until they are taken; 0 is 64 MiB. When more would be
     /// needed all are thrown away, and the next list says how many those were.
@@ -129,6 +130,32 @@ impl From<Stats> for kvf_block_pool_stats {
         }
     }
 }
+
+/// Something of the block is in the prefix index.
+pub const KVF_BLOCK_CACHED: u32 = 1;
+
+/// A block as it stands in the memory of its pool; see `kvf_block_pool_nodes()`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvf_block_node {
+    /// The block before it in the free queue. Means nothing while the block is held.
+    pub prev: u32,
+    /// The block behind it.
+    pub next: u32,
+    /// How many times it is held.
+    pub refs: u32,
+    /// `KVF_BLOCK_CACHED`, and bits that mean nothing outside.
+    pub flags: u32,
+}
+
+const _: () = assert!(
+    size_of::<kvf_block_node>() == size_of::<Node>()
+        && std::mem::offset_of!(Node, prev) == 0
+        && std::mem::offset_of!(Node, next) == 4
+        && std::mem::offset_of!(Node, refs) == 8
+        && std::mem::offset_of!(Node, flags) == 12
+        && KVF_BLOCK_CACHED == HASHED
+);
 
 static POOLS: Lazy<Table<Mutex<BlockPool>>> = Lazy::new(|| Table::new(9, "block pool"));
 
@@ -350,6 +377,29 @@ pub unsafe extern "C" fn kvf_block_pool_free_blocks(
     })
 }
 
+/// Where the blocks of a pool are in memory, for a program that asks about them more often than
+/// it calls. `blocks` nodes, that of the null block first, and behind them one more: its `next`
+/// is the first free block, its `prev` the last, its `refs` how many there are; the queue is
+/// circular through it.
+///
+/// Never write to them. Read them while no call on this pool is under way, and not after it
+/// was destroyed.
+///
+/// @param nodes  Receives the address. Any thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_block_pool_nodes(
+    pool: kvf_block_pool,
+    nodes: *mut *const kvf_block_node,
+) -> kvf_status {
+    guard(|| {
+        // SAFETY: the caller's contract.
+        let nodes = unsafe { out(nodes, "nodes") }?;
+        nodes.write(with(pool, |p| Ok(p.nodes().as_ptr().cast()))?);
+        Ok(())
+    })
+}
+
 /// Blocks given to `kvf_block_pool_unpin()` that have been handed out since, or lost their
 /// content to a reset; in that order, each once.
 ///
@@ -436,7 +486,7 @@ pub(super) unsafe fn pool_options(ptr: *const kvf_block_pool_options) -> Result<
             o.policy
         )));
     };
-    let policy = Policy::named(name, o.fraction, caching)?;
+    let policy = Policy::named(name, o.fraction, caching, o.blocks)?;
     Ok(Options {
         policy,
         events: flag(o.events, "options.events")?,

@@ -165,7 +165,9 @@ pub(super) unsafe fn kv_cache(cache: *const kvf_kv_cache, mode: Mode) -> Result<
     }
     // SAFETY: the caller's contract, here and in every block below of this file.
     let c = unsafe { options(cache, "cache") }?;
+    // SAFETY: by contract.
     let groups = unsafe { bounded(c.groups, c.groups_len, MAX_GROUPS, "groups") }?;
+    // SAFETY: by contract.
     let tensors = unsafe { bounded(c.tensors, c.tensors_len, MAX_REGIONS, "tensors") }?;
     let ppl = nonzero(c.blocks_per_logical).unwrap_or(1);
     let groups = groups
@@ -173,18 +175,18 @@ pub(super) unsafe fn kv_cache(cache: *const kvf_kv_cache, mode: Mode) -> Result<
         .enumerate()
         .map(|(i, g)| group(g, ppl).map_err(|e| e.context(format_args!("groups[{i}]"))))
         .collect::<Result<Vec<Group>>>()?;
+    // SAFETY: by contract.
+    let layout = unsafe { opt_text(c.layout, "layout") }?;
+    // SAFETY: by contract.
+    let attn_backend = unsafe { opt_text(c.attn_backend, "attn_backend") }?;
     let mut out = KvCache {
         tensors: Vec::with_capacity(tensors.len()),
         groups,
         num_blocks: c.num_blocks,
         blocks_per_logical: ppl,
         block_tokens: c.block_tokens,
-        layout: unsafe { opt_text(c.layout, "layout") }?
-            .unwrap_or("LBHNC")
-            .to_owned(),
-        attn_backend: unsafe { opt_text(c.attn_backend, "attn_backend") }?
-            .unwrap_or("")
-            .to_owned(),
+        layout: layout.unwrap_or("LBHNC").to_owned(),
+        attn_backend: attn_backend.unwrap_or("").to_owned(),
         kv_heads: c.kv_heads,
         mla: flag(c.mla, "mla")?,
         slab: SlabOrder::from_code(c.slab_order)?,

@@ -122,8 +122,8 @@ pub const KVF_POOL_OP_STATS: u32 = 22;
 pub const KVF_POOL_OP_TAKE_EVENTS: u32 = 23;
 
 /// One operation and its outcome, for `kvf_pool_client_run()`. Zero the struct, and set `kind` and
-/// what the kind needs; `KVF_POOL_OP_…` says which fields those are. Pointers that it does not need
-/// are not looked at.
+/// what the kind needs; `KVF_POOL_OP_…` says which fields those are. Pointers that it does not
+/// need are not looked at.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_pool_op {

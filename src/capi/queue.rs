@@ -49,9 +49,9 @@ unsafe impl Plain for kvf_queue_options {
     const FIRST_SIZE: usize = 24;
 }
 
-/// A condition on a peer's memory: the 64-bit word at `addr` is below `limit`, in that machine's byte
-/// order. It is read after all bytes of a request are in. A producer that raises its word before it
-/// uses blocks again lets its readers know by this that they have not read too late.
+/// A condition on a peer's memory: the 64-bit word at `addr` is below `limit`, in that machine's
+/// byte order. It is read after all bytes of a request are in. A producer that raises its word
+/// before it uses blocks again lets its readers know by this that they have not read too late.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvf_guard {

@@ -13,14 +13,15 @@ use super::input::{
 };
 use super::logging;
 use super::output::{self, kvf_buffer};
+use super::side_channel::{kvf_rank_payload, rank_payloads};
 use super::status::kvf_status;
 use crate::connector::Mode;
 use crate::connector::params::MAX_JSON;
 use crate::connector::scheduler::{
-    Finish, RankPayload, RequestBlocks, Scheduler, SchedulerOptions, TransferGroup,
+    Finish, RequestBlocks, Scheduler, SchedulerOptions, TransferGroup,
 };
 use crate::error::{Error, Result};
-use crate::layout::{GroupKind, MAX_GROUPS, MAX_RANKS};
+use crate::layout::{GroupKind, MAX_GROUPS};
 
 /// The consumer reads from the producer.
 pub const KVF_MODE_PULL: u32 = 0;
@@ -143,20 +144,6 @@ pub struct kvf_request_blocks {
     pub reserved: u32,
 }
 
-/// What one rank of this engine tells those of others.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct kvf_rank_payload {
-    /// Its handshake payload, as the worker half gives it.
-    pub data: *const u8,
-    /// Number of bytes.
-    pub len: usize,
-    /// Its pipeline stage.
-    pub pp_rank: u32,
-    /// Its transfer rank in that stage.
-    pub tp_rank: u32,
-}
-
 /// Sizes of a scheduler half's tables. All are 0 when every request has finished and every id has
 /// been reported.
 #[repr(C)]
@@ -182,8 +169,6 @@ static SCHEDULERS: Lazy<Table<Scheduler>> = Lazy::new(|| Table::new(12, "schedul
 
 /// Most requests that one call reports.
 const MAX_REPORTED: usize = 1 << 24;
-/// Longest handshake payload.
-const MAX_PAYLOAD: usize = 64 << 20;
 
 /// Creates the scheduler half of a connector: one for each engine, in the process that schedules.
 ///
@@ -319,8 +304,8 @@ pub unsafe extern "C" fn kvf_scheduler_allocated(
 }
 
 /// Takes what the workers have to do since the last call, and gives it to none of them: hand the
-/// bytes to `kvf_worker_step()` of every rank, in this order. Call it in every engine step, also
-/// when nothing runs; a step in which nothing happens has about ten bytes.
+/// bytes to the worker half of every rank, in this order. Call it in every engine step, also when
+/// nothing runs; a step in which nothing happens has about ten bytes.
 ///
 /// @param step  Receives the bytes; free with `kvf_buffer_free()`. Any thread.
 #[unsafe(no_mangle)]
@@ -425,7 +410,8 @@ pub unsafe extern "C" fn kvf_scheduler_finished(
 /// host and port, or replaces the payloads if it runs. It has a thread of its own, which tells this
 /// process's clock with each answer.
 ///
-/// @param ranks  One for each rank that takes part. The bytes are copied.
+/// @param ranks  One for each rank that takes part: its handshake payload, as the worker half gives
+///               it. Copied.
 /// @return `KVF_ERR_BUSY` if the port is taken. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
@@ -435,20 +421,9 @@ pub unsafe extern "C" fn kvf_scheduler_serve(
     ranks_len: usize,
 ) -> kvf_status {
     guard(|| {
-        let most = (MAX_RANKS * MAX_RANKS) as usize;
         // SAFETY: the caller's contract.
-        let ranks = unsafe { bounded(ranks, ranks_len, most, "ranks") }?;
-        let mut payloads = Vec::with_capacity(ranks.len());
-        for (i, r) in ranks.iter().enumerate() {
-            // SAFETY: the caller's contract.
-            let data = unsafe { bounded(r.data, r.len, MAX_PAYLOAD, "data") };
-            payloads.push(RankPayload {
-                pp_rank: r.pp_rank,
-                tp_rank: r.tp_rank,
-                data: data.map_err(|e| e.context(format_args!("ranks[{i}]")))?,
-            });
-        }
-        SCHEDULERS.get(scheduler.id)?.serve(&payloads)
+        let ranks = unsafe { rank_payloads(ranks, ranks_len, "ranks") }?;
+        SCHEDULERS.get(scheduler.id)?.serve(ranks)
     })
 }
 

@@ -69,8 +69,8 @@ pub struct kvf_rank_payload {
     pub len: usize,
 }
 
-/// How the monotonic clock of a listener stands to ours. CLOCK_MONOTONIC is the same for all processes
-/// of a host.
+/// How the monotonic clock of a listener stands to ours. CLOCK_MONOTONIC is the same for all
+/// processes of a host.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct kvf_clock_sample {
@@ -83,8 +83,8 @@ pub struct kvf_clock_sample {
 
 static CHANNELS: Lazy<Table<Arc<dyn SideChannel>>> = Lazy::new(|| Table::new(4, "side channel"));
 
-/// Starts a listener that hands out `metadata`; `"zmq"`: as that of rank (0, 0). It has a thread of its own; a slow, silent or
-/// hostile client costs the others nothing. Any thread.
+/// Starts a listener that hands out `metadata`; `"zmq"`: as that of rank (0, 0). It has a thread of
+/// its own; a slow, silent or hostile client costs the others nothing. Any thread.
 ///
 /// @param options   May be NULL.
 /// @param metadata  Any bytes, also none; copied.

@@ -366,6 +366,7 @@ unsafe fn worker_options(ptr: *const kvf_worker_options) -> Result<(kvf_agent, W
     }
     let ms = |value: u64, default: Duration| nonzero(value).map_or(default, Duration::from_millis);
     let default = WorkerOptions::default();
+    // SAFETY: by contract.
     let (engine_id, compat_hash, host) = unsafe {
         (
             text(o.engine_id, "options.engine_id")?,

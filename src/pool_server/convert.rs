@@ -37,7 +37,7 @@ pub(super) fn pool_options(o: &wire::OpenPool) -> Result<Options> {
     }
     let defaults = Options::new(o.num_blocks, o.enable_caching);
     Ok(Options {
-        policy: Policy::named(policy, o.fraction, o.enable_caching)?,
+        policy: Policy::named(policy, o.fraction, o.enable_caching, o.num_blocks)?,
         events: o.events() != wire::Events::Off,
         event_bytes: match o.event_bytes {
             0 => defaults.event_bytes,

@@ -226,6 +226,8 @@ pub trait Transport: Send + Sync {
         connection_info: bool,
         backends: &[&str],
     ) -> Result<Vec<u8>>;
+    /// The name of the agent that metadata are of. Loads nothing.
+    fn metadata_name(&self, metadata: &[u8]) -> Result<String>;
     /// Loads a peer's metadata; returns the peer's name. Partial metadata adds to what is known.
     fn add_remote(&self, metadata: &[u8]) -> Result<String>;
     /// Forgets a peer and disconnects from it.

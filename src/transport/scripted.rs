@@ -282,6 +282,19 @@ impl State {
     }
 }
 
+/// Token and name of an agent.
+fn parse(metadata: &[u8]) -> Result<(u64, String)> {
+    let parsed = std::str::from_utf8(metadata).ok().and_then(|text| {
+        let mut words = text.splitn(3, ' ');
+        let (magic, token, name) = (words.next()?, words.next()?, words.next()?);
+        (magic == "kvferry-test").then_some((token.parse::<u64>().ok()?, name.to_owned()))
+    });
+    parsed.ok_or_else(|| {
+        let why = "these are not metadata of the test transport";
+        Error::new(Status::PeerIncompatible, why)
+    })
+}
+
 impl Transport for Endpoint {
     fn name(&self) -> &'static str {
         NAME
@@ -359,18 +372,12 @@ impl Transport for Endpoint {
         self.metadata()
     }
 
+    fn metadata_name(&self, metadata: &[u8]) -> Result<String> {
+        Ok(parse(metadata)?.1)
+    }
+
     fn add_remote(&self, metadata: &[u8]) -> Result<String> {
-        let parsed = std::str::from_utf8(metadata).ok().and_then(|text| {
-            let mut words = text.splitn(3, ' ');
-            let (magic, token, name) = (words.next()?, words.next()?, words.next()?);
-            (magic == "kvferry-test").then_some((token.parse::<u64>().ok()?, name.to_owned()))
-        });
-        let Some((token, name)) = parsed else {
-            bail!(
-                Status::PeerIncompatible,
-                "these are not metadata of the test transport"
-            );
-        };
+        let (token, name) = parse(metadata)?;
         let mut state = lock(&self.core.state);
         state.lost.remove(&name);
         state.remotes.insert(name.clone(), token);

@@ -66,6 +66,20 @@ static void one_prompt(void) {
   CHECK_EQ(free_blocks, 95);
   for (uint32_t i = 0; i < 3; i++) CHECK_EQ(queue[i], 5 + i);
 
+  /* The same, read from the pool's memory. */
+  const kvf_block_node *nodes = NULL;
+  CHECK_OK(kvf_block_pool_nodes(pool, &nodes));
+  CHECK_EQ(nodes[100].refs, 95);
+  CHECK_EQ(nodes[100].next, 5);
+  CHECK_EQ(nodes[5].next, 6);
+  CHECK_EQ(nodes[5].prev, 100);
+  CHECK_EQ(nodes[nodes[100].prev].next, 100);
+  for (int i = 0; i < 4; i++) {
+    CHECK_EQ(nodes[ids[i]].refs, 1);
+    CHECK(nodes[ids[i]].flags & KVF_BLOCK_CACHED);
+  }
+  CHECK(!(nodes[5].flags & KVF_BLOCK_CACHED));
+
   kvf_block_key key;
   size_t keys = 0;
   uint32_t covered = 0;

@@ -442,10 +442,10 @@ FIELD(kvf_request_blocks, first, 16);
 FIELD(kvf_request_blocks, reserved, 20);
 
 SIZE(kvf_rank_payload, 24, 8);
-FIELD(kvf_rank_payload, data, 0);
-FIELD(kvf_rank_payload, len, 8);
-FIELD(kvf_rank_payload, pp_rank, 16);
-FIELD(kvf_rank_payload, tp_rank, 20);
+FIELD(kvf_rank_payload, pp_rank, 0);
+FIELD(kvf_rank_payload, tp_rank, 4);
+FIELD(kvf_rank_payload, data, 8);
+FIELD(kvf_rank_payload, len, 16);
 
 SIZE(kvf_scheduler_stats, 64, 8);
 FIELD(kvf_scheduler_stats, requests, 0);
@@ -551,5 +551,49 @@ SIZE(kvf_block_key, 260, 4);
 FIELD(kvf_block_key, hash, 0);
 FIELD(kvf_block_key, hash_len, 255);
 FIELD(kvf_block_key, group, 256);
+
+SIZE(kvf_worker_options, 120, 8);
+FIELD(kvf_worker_options, struct_size, 0);
+FIELD(kvf_worker_options, mode, 4);
+FIELD(kvf_worker_options, agent, 8);
+FIELD(kvf_worker_options, engine_id, 16);
+FIELD(kvf_worker_options, compat_hash, 24);
+FIELD(kvf_worker_options, host, 32);
+FIELD(kvf_worker_options, queue, 40);
+FIELD(kvf_worker_options, tp_rank, 48);
+FIELD(kvf_worker_options, tp_size, 52);
+FIELD(kvf_worker_options, pp_rank, 56);
+FIELD(kvf_worker_options, pp_size, 60);
+FIELD(kvf_worker_options, dcp_size, 64);
+FIELD(kvf_worker_options, dcp_interleave, 68);
+FIELD(kvf_worker_options, lease_ms, 72);
+FIELD(kvf_worker_options, handshake_timeout_ms, 80);
+FIELD(kvf_worker_options, engine_ttl_ms, 88);
+FIELD(kvf_worker_options, registration_timeout_ms, 96);
+FIELD(kvf_worker_options, transfer_timeout_ms, 104);
+FIELD(kvf_worker_options, port, 112);
+FIELD(kvf_worker_options, ignore_compat, 114);
+FIELD(kvf_worker_options, reserved, 115);
+
+SIZE(kvf_worker_results, 80, 8);
+FIELD(kvf_worker_results, sent, 0);
+FIELD(kvf_worker_results, sent_len, 8);
+FIELD(kvf_worker_results, received, 16);
+FIELD(kvf_worker_results, received_len, 24);
+FIELD(kvf_worker_results, failed, 32);
+FIELD(kvf_worker_results, failed_len, 40);
+FIELD(kvf_worker_results, failed_blocks, 48);
+FIELD(kvf_worker_results, failed_blocks_len, 56);
+FIELD(kvf_worker_results, storage, 64);
+FIELD(kvf_worker_results, has_stats, 72);
+FIELD(kvf_worker_results, reserved, 73);
+
+SIZE(kvf_worker_state, 64, 8);
+FIELD(kvf_worker_state, receives, 0);
+FIELD(kvf_worker_state, holds, 8);
+FIELD(kvf_worker_state, pushes, 16);
+FIELD(kvf_worker_state, peers, 24);
+FIELD(kvf_worker_state, handshakes, 32);
+FIELD(kvf_worker_state, reserved, 40);
 
 int main(void) { return 0; }

@@ -83,8 +83,8 @@ static void bad_arguments(void) {
   CHECK_BAD(INVALID, "keep is NULL", kvf_scheduler_finished(s, "p", 0, &blocks, 1, 40, NULL, NULL));
   CHECK_BAD(INVALID, "request_ids is NULL", kvf_scheduler_sent(s, NULL, 1));
   CHECK_BAD(INVALID, "step is NULL", kvf_scheduler_build_step(s, NULL));
-  kvf_rank_payload rank = {NULL, 5, 0, 0};
-  CHECK_BAD(INVALID, "ranks[0]: data is NULL", kvf_scheduler_serve(s, &rank, 1));
+  kvf_rank_payload rank = {0, 0, NULL, 5};
+  CHECK_BAD(INVALID, "ranks[0].data is NULL", kvf_scheduler_serve(s, &rank, 1));
   /* None of it has changed anything. */
   CHECK_OK(kvf_scheduler_finished(s, "p", KVF_FINISH_STOP, &blocks, 1, 40, &keep, NULL));
   CHECK_EQ(keep, KVF_KEEP_UNTIL_SENT);
@@ -138,7 +138,7 @@ static void options_count(void) {
 static void serves(void) {
   kvf_scheduler_options o = plain();
   kvf_scheduler s = made(&o);
-  kvf_rank_payload ranks[] = {{(const uint8_t*)"zero", 4, 0, 0}, {(const uint8_t*)"one", 3, 0, 1}};
+  kvf_rank_payload ranks[] = {{0, 0, (const uint8_t*)"zero", 4}, {0, 1, (const uint8_t*)"one", 3}};
   CHECK_OK(kvf_scheduler_serve(s, ranks, 2));
   kvf_buffer host;
   uint16_t port = 0;

@@ -48,7 +48,7 @@ int main(void) {
   kvf_scheduler prefill = scheduler_of("prefill-1"), decode = scheduler_of("decode-1");
 
   const uint8_t payload[] = "what rank 0 of the prefill engine tells others";
-  kvf_rank_payload rank = {payload, sizeof payload, 0, 0};
+  kvf_rank_payload rank = {0, 0, payload, sizeof payload};
   must(kvf_scheduler_serve(prefill, &rank, 1));
 
   /* --- The prefill engine. */

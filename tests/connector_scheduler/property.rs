@@ -110,7 +110,7 @@ impl World {
                     .chain(&self.running)
                     .chain(parked.map(|p| p.0))
                     .collect();
-                if let Some(id) = pick(all.into_iter(), i) {
+                if let Some(id) = pick(all, i) {
                     self.finish(&id, how);
                 }
             }

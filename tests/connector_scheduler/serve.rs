@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvferry::connector::scheduler::{Finish, RankPayload, Scheduler, SchedulerOptions};
+use kvferry::connector::scheduler::{Finish, Scheduler, SchedulerOptions};
 use kvferry::error::{Result, Status};
 use kvferry::side_channel::{Answer, Rank, RequestOptions, request};
 use serde_json::Value;
@@ -18,12 +18,8 @@ fn local() -> SchedulerOptions {
     }
 }
 
-fn payload(pp_rank: u32, tp_rank: u32, data: &[u8]) -> RankPayload<'_> {
-    RankPayload {
-        pp_rank,
-        tp_rank,
-        data,
-    }
+fn payload(pp: u32, tp: u32, data: &[u8]) -> (Rank, Vec<u8>) {
+    (Rank { pp, tp }, data.to_vec())
 }
 
 fn ask(half: &Scheduler, pp: u32, tp: u32) -> Result<Answer> {
@@ -48,7 +44,7 @@ fn params(half: &Scheduler) -> Value {
 fn each_rank_is_served_its_own() {
     let half = Scheduler::create(local()).unwrap();
     assert_eq!(half.address(), ("127.0.0.1".to_owned(), 0));
-    half.serve(&[
+    half.serve(vec![
         payload(0, 0, b"zero"),
         payload(0, 1, b"one"),
         payload(1, 0, b"stage"),
@@ -70,10 +66,10 @@ fn each_rank_is_served_its_own() {
 #[test]
 fn payloads_can_change() {
     let half = Scheduler::create(local()).unwrap();
-    half.serve(&[payload(0, 0, b"old"), payload(0, 1, b"same")])
+    half.serve(vec![payload(0, 0, b"old"), payload(0, 1, b"same")])
         .unwrap();
     let port = half.address().1;
-    half.serve(&[payload(0, 0, b"new"), payload(0, 1, b"same")])
+    half.serve(vec![payload(0, 0, b"new"), payload(0, 1, b"same")])
         .unwrap();
     assert_eq!(half.address().1, port);
     assert_eq!(ask(&half, 0, 0).unwrap().metadata, b"new");
@@ -83,7 +79,7 @@ fn payloads_can_change() {
         "two, and one that changed"
     );
     let twice = half
-        .serve(&[payload(0, 0, b"a"), payload(0, 0, b"b")])
+        .serve(vec![payload(0, 0, b"a"), payload(0, 0, b"b")])
         .unwrap_err();
     assert_eq!(twice.status(), Status::InvalidArgument);
     assert_eq!(ask(&half, 0, 0).unwrap().metadata, b"new");
@@ -92,12 +88,12 @@ fn payloads_can_change() {
 #[test]
 fn the_port_is_free_again_afterwards() {
     let half = Scheduler::create(local()).unwrap();
-    half.serve(&[payload(0, 0, b"x")]).unwrap();
+    half.serve(vec![payload(0, 0, b"x")]).unwrap();
     let port = half.address().1;
     let taken = Scheduler::create(SchedulerOptions { port, ..local() }).unwrap();
-    let e = taken.serve(&[payload(0, 0, b"y")]).unwrap_err();
+    let e = taken.serve(vec![payload(0, 0, b"y")]).unwrap_err();
     assert_eq!(e.status(), Status::Busy, "{e}");
     drop(half);
-    taken.serve(&[payload(0, 0, b"y")]).unwrap();
+    taken.serve(vec![payload(0, 0, b"y")]).unwrap();
     assert_eq!(ask(&taken, 0, 0).unwrap().metadata, b"y");
 }

@@ -64,10 +64,6 @@ impl Engine {
         Engine::new(options())
     }
 
-    pub fn now(&self) -> u64 {
-        self.now.load(Ordering::Relaxed)
-    }
-
     pub fn wait(&self, time: Duration) {
         self.now
             .fetch_add(time.as_nanos() as u64, Ordering::Relaxed);

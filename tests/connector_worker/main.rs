@@ -6,6 +6,12 @@ mod common;
 #[path = "../nixl_support/mod.rs"]
 mod nixl_support;
 
+mod cancel;
+mod closing;
+mod hostile;
 mod leases;
+mod peers;
+mod processes;
+mod push;
 mod receives;
 mod support;

@@ -376,6 +376,35 @@ impl Engine {
         }
     }
 
+    /// A pair of engines of one rank each, with a small dense model.
+    pub fn pair(transport: &'static str) -> (Engine, Engine) {
+        Engine::pair_with(transport, |_| {})
+    }
+
+    pub fn pair_with(transport: &'static str, change: fn(&mut WorkerOptions)) -> (Engine, Engine) {
+        let model = dense(2);
+        let make = |id| {
+            let recipe = Recipe::new(transport, id, &model, style(&model, 1, 32, 4));
+            recipe.change(change).start()
+        };
+        (make("p"), make("d"))
+    }
+
+    pub fn worker(&self) -> &Worker {
+        &self.ranks[0].worker
+    }
+
+    pub fn agent(&self) -> &Arc<Agent> {
+        &self.ranks[0].agent
+    }
+
+    pub fn cancel(&self, id: &str) {
+        self.step(&Step {
+            cancel: vec![id.into()],
+            ..Step::default()
+        });
+    }
+
     /// What the failure of a request was, on each rank.
     #[track_caller]
     pub fn failed(&self, id: &str) -> Vec<String> {
@@ -457,3 +486,27 @@ pub fn check(d: &Engine, want: &[Vec<u8>]) {
 }
 
 pub const LEASE: Duration = Duration::from_secs(30);
+
+/// A request from `p` to `d`: what `lists` says, and nothing else, and both sides are told once.
+#[track_caller]
+pub fn round_trip(p: &mut Engine, d: &Engine, n: u64, lists: &[Lists], tokens: u64) {
+    let (there, here) = (format!("P-{n}:x"), format!("D-{n}"));
+    p.keep(&there, lists, lease(n as u32, 1), LEASE);
+    let (want, _) = with_memory_of(p, d, lists);
+    let mut receive = d.receive_of(&here, p, &there, lists);
+    receive.lease = lease(n as u32, 1);
+    receive.tokens = tokens;
+    d.receive(receive);
+    d.received(&here);
+    p.sent(&there);
+    check(d, &want);
+}
+
+/// What the consumer's memory must be afterwards, from what it is now.
+pub fn with_memory_of(p: &Engine, d: &Engine, lists: &[Lists]) -> (Vec<Vec<u8>>, u64) {
+    let mut now = Sim::new(&d.sim.model, &d.sim.style, 0);
+    for (rank, memory) in now.ranks.iter_mut().zip(d.memories()) {
+        rank.memory.copy_from_slice(&memory);
+    }
+    expected(&p.sim, &now, lists)
+}

@@ -41,7 +41,31 @@ static void queued(kvferry::agent& agent, kvferry::bytes& data) {
   CHECK(queue->try_close().status() == kvferry::status::invalid_handle);
 }
 
+static void pooled() {
+  kvferry::block_pool_options options;
+  CHECK(!kvferry::block_pool::try_create(options));
+  options.blocks = 8;
+  options.caching = true;
+  options.events = true;
+  auto pool = kvferry::block_pool::try_create(options);
+  CHECK(pool && *pool->try_num_free() == 7);
+  const auto ids = pool->try_allocate(2);
+  CHECK(ids && ids->size() == 2 && (*ids)[1] == (*ids)[0] + 1);
+  CHECK(pool->try_allocate(6).status() == kvferry::status::resource_exhausted);
+  kvferry::cached_blocks what;
+  what.blocks = *ids;
+  what.hashes = "abcd";
+  what.hash_len = 2;
+  what.block_size = 4;
+  const std::uint32_t groups[] = {0};
+  CHECK(pool->try_cache(what) && pool->try_lookup("abcd", 2, groups)->blocks == *ids);
+  CHECK(pool->try_keys((*ids)[0])->tokens == 4 && !*pool->try_is_writable((*ids)[0]));
+  CHECK(pool->try_free(*ids) && *pool->try_reset() && pool->try_take_events()->events.size() == 2);
+  CHECK(pool->try_close() && pool->try_stats().status() == kvferry::status::invalid_handle);
+}
+
 int main(int argc, char** argv) {
+  pooled();
   const std::string transport = transport_of(argc, argv);
   auto created = kvferry::agent::try_create(options_for(transport, "alone"));
   CHECK(created.ok() && created.status() == kvferry::status::ok);

@@ -28,8 +28,7 @@ bool is_empty(const kvferry::scheduler& s) {
 
 void both_sides() {
   kvferry::scheduler prefill(options("prefill")), decode(options("decode"));
-  const kvferry::rank_payload rank{0, 0, "payload"};
-  prefill.serve(kvferry::span<const kvferry::rank_payload>(&rank, 1));
+  prefill.serve({{{0, 0}, "payload"}});
   const auto [host, port] = prefill.address();
   CHECK(host == "127.0.0.1" && port != 0);
 

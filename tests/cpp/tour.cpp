@@ -118,6 +118,34 @@ static bool moves_a_request(const std::string& transport) {
   return right;
 }
 
+// What an engine does with two prompts that begin in the same way.
+static bool finds_a_prefix() {
+  const std::string hashes = "hash of block 1hash of block 2hash of block 3";
+  constexpr std::size_t hash_len = 15;
+
+  kvferry::block_pool_options options;
+  options.blocks = 1000;
+  options.caching = true;
+  kvferry::block_pool pool(options);
+
+  auto blocks = pool.allocate(3);
+  kvferry::cached_blocks prompt;
+  prompt.blocks = blocks;
+  prompt.hashes = hashes;
+  prompt.hash_len = hash_len;
+  prompt.block_size = 16;
+  pool.cache(prompt);
+  pool.free(std::vector<std::uint32_t>(blocks.rbegin(), blocks.rend()));
+
+  const std::uint32_t groups[] = {0};
+  auto known = pool.acquire(hashes.substr(0, 2 * hash_len), hash_len, groups);
+  std::cout << known.hashes << " blocks need not be computed\n";
+  std::vector<std::uint32_t> rest(4);
+  pool.allocate_after(known.blocks.back(), rest);
+
+  return known.hashes == 2 && known.blocks[1] == blocks[1] && pool.num_free() == 993;
+}
+
 static bool without_exceptions() {
   kvferry::agent_options options;
   options.name = "reader";
@@ -130,7 +158,10 @@ static bool without_exceptions() {
 int main(int argc, char** argv) {
   try {
     const std::string transport = argc > 1 ? argv[1] : "local";
-    return moves_a_block(transport) && moves_a_request(transport) && without_exceptions() ? 0 : 1;
+    return moves_a_block(transport) && moves_a_request(transport) && finds_a_prefix() &&
+                   without_exceptions()
+               ? 0
+               : 1;
   } catch (const kvferry::error& e) {
     std::cerr << kvferry::name(e.status()) << "; " << e.what() << '\n';
     return 1;

@@ -3,6 +3,7 @@
 mod client;
 mod events;
 mod lifetime;
+mod oracle;
 mod requests;
 mod sessions;
 mod support;

@@ -86,6 +86,17 @@ fn random_bytes_are_answered_and_change_nothing() {
 }
 
 #[test]
+fn random_scripts_are_answered_and_leave_nothing_behind() {
+    let mut random = Random(0xf00d);
+    for _ in 0..3000 {
+        let script: Vec<u8> = (0..random.below(600))
+            .map(|_| random.below(256) as u8)
+            .collect();
+        super::oracle::check(&script);
+    }
+}
+
+#[test]
 fn a_request_that_is_too_long_costs_its_sender_the_connection_and_nobody_else_anything() {
     let server = Server::start(&["50", "--max-message", "1000"]);
     let client = connect(&server.listening());

@@ -97,6 +97,8 @@ def acceptable(c_type: str) -> list[object]:
             pointers.append(POINTER(SCALARS[target]))
         elif hasattr(_ffi, target):
             pointers.append(POINTER(getattr(_ffi, target)))
+        elif hasattr(_ffi, target.removesuffix("*")):
+            pointers.append(POINTER(POINTER(getattr(_ffi, target.removesuffix("*")))))
         else:
             raise AssertionError(f"the test does not know the type {c_type}")
         return pointers

@@ -11,6 +11,7 @@
 //   kvferry::scheduler     connector: what is fetched and kept       kvferry/scheduler.hpp
 //   kvferry::pool_client   a block pool in a server                  kvferry/pool_client.hpp
 //   kvferry::side_channel  hands metadata to peers                   kvferry/side_channel.hpp
+//   kvferry::block_pool    blocks, and where known prefixes are      kvferry/block_pool.hpp
 //
 // OWNERSHIP  Each object owns one handle, can be moved and not copied, and ends what it owns in its
 //            destructor. A default-made or moved-from object is empty; using it is an error of
@@ -33,6 +34,7 @@
 #define KVFERRY_HPP
 
 #include "kvferry/agent.hpp"
+#include "kvferry/block_pool.hpp"
 #include "kvferry/layout.hpp"
 #include "kvferry/library.hpp"
 #include "kvferry/plan.hpp"
@@ -43,5 +45,6 @@
 #include "kvferry/side_channel.hpp"
 #include "kvferry/transfer.hpp"
 #include "kvferry/views.hpp"
+#include "kvferry/worker.hpp"
 
 #endif

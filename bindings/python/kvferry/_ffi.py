@@ -115,6 +115,7 @@ CONSTANTS: dict[str, int] = {
     "KVF_POLICY_WINDOWED": 2,
     "KVF_POLICY_ELASTIC": 3,
     "KVF_BLOCK_POOL_MAX_IDS": 67108864,
+    "KVF_BLOCK_CACHED": 1,
     "KVF_BLOCK_STORED": 1,
     "KVF_BLOCK_REMOVED": 2,
     "KVF_BLOCKS_CLEARED": 3,
@@ -754,6 +755,10 @@ class kvf_block_pool_options(Structure):
     ]
 
 
+class kvf_block_node(Structure):
+    _fields_ = [("prev", c_uint32), ("next", c_uint32), ("refs", c_uint32), ("flags", c_uint32)]
+
+
 class kvf_block_pool_stats(Structure):
     _fields_ = [
         ("blocks", c_uint64),
@@ -815,15 +820,6 @@ class kvf_request_blocks(Structure):
         ("len", c_size_t),
         ("first", c_uint32),
         ("reserved", c_uint32),
-    ]
-
-
-class kvf_rank_payload(Structure):
-    _fields_ = [
-        ("data", c_void_p),
-        ("len", c_size_t),
-        ("pp_rank", c_uint32),
-        ("tp_rank", c_uint32),
     ]
 
 
@@ -1236,6 +1232,7 @@ FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "kvf_block_pool_is_writable": (c_int32, (_HANDLE, c_uint32, POINTER(c_uint8))),
     "kvf_block_pool_num_free": (c_int32, (_HANDLE, POINTER(c_uint32))),
     "kvf_block_pool_free_blocks": (c_int32, (_HANDLE, _ARRAY, c_size_t, POINTER(c_size_t))),
+    "kvf_block_pool_nodes": (c_int32, (_HANDLE, POINTER(POINTER(kvf_block_node)))),
     "kvf_block_pool_take_reused": (c_int32, (_HANDLE, _ARRAY, c_size_t, POINTER(c_size_t))),
     "kvf_block_pool_stats_get": (c_int32, (_HANDLE, POINTER(kvf_block_pool_stats))),
     "kvf_block_pool_lookup": (

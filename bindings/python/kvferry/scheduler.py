@@ -6,14 +6,13 @@ import enum
 import json
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from ctypes import c_char_p, c_uint8, c_uint16, c_uint32, c_uint64, cast, c_void_p, sizeof
+from ctypes import c_uint8, c_uint16, c_uint32, c_uint64, sizeof
 from typing import Any, NamedTuple
 
 from . import _convert, _lifetime, errors
 from ._ffi import (
     CONSTANTS,
     kvf_buffer,
-    kvf_rank_payload,
     kvf_scheduler_options,
     kvf_scheduler_stats,
     kvf_transfer_group,
@@ -23,6 +22,7 @@ from .agent import member
 from .layout import GroupKind
 from .plan import block_ids
 from .queue import _unsigned
+from .side_channel import rank_payloads
 
 __all__ = [
     "Finish", "Finished", "Keep", "Mode", "RequestBlocks", "Scheduler", "SchedulerStats", "TransferGroup",
@@ -340,11 +340,8 @@ class Scheduler:
         Raises:
             BusyError: the port is taken.
         """
-        ranks = (kvf_rank_payload * len(payloads))()
-        for slot, ((pp_rank, tp_rank), data) in zip(ranks, payloads.items()):
-            slot.data, slot.len = cast(c_char_p(data), c_void_p), len(data)
-            slot.pp_rank, slot.tp_rank = pp_rank, tp_rank
-        errors.check(lib.kvf_scheduler_serve(self._handle, ranks, len(payloads)))
+        ranks, count, _keep = rank_payloads(payloads)
+        errors.check(lib.kvf_scheduler_serve(self._handle, ranks, count))
 
     @property
     def address(self) -> tuple[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ctypes import c_char_p, c_uint8, c_uint16, c_uint64, c_void_p, cast, sizeof
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import _convert, _lifetime, errors
 from ._ffi import (
@@ -133,19 +133,25 @@ class SideChannel:
 
     def replace_ranks(self, ranks: Mapping[tuple[int, int], bytes]) -> None:
         """Replaces the metadata of all ranks at once; those that are not among them have none."""
-        array = (kvf_rank_payload * len(ranks))()
-        keep = []
-        for entry, ((pp_rank, tp_rank), metadata) in zip(array, ranks.items()):
-            data, entry.len = _convert.payload(metadata, f"metadata of {(pp_rank, tp_rank)}")
-            keep.append(c_char_p(data))
-            entry.data = cast(keep[-1], c_void_p)
-            entry.pp_rank, entry.tp_rank = _u32(pp_rank, "pp_rank"), _u32(tp_rank, "tp_rank")
-        errors.check(lib.kvf_side_channel_replace_ranks(self._handle, array, len(ranks)))
+        array, count, _keep = rank_payloads(ranks)
+        errors.check(lib.kvf_side_channel_replace_ranks(self._handle, array, count))
 
     def close(self) -> None:
         """Stops the listener and frees the port. Harmless when repeated."""
         if self._finalizer.detach():
             errors.check(lib.kvf_side_channel_shutdown(self._handle))
+
+
+def rank_payloads(ranks: Mapping[tuple[int, int], bytes]) -> tuple[Any, int, object]:
+    """An array of ``kvf_rank_payload``, its length, and what keeps its bytes alive."""
+    array = (kvf_rank_payload * len(ranks))()
+    keep = []
+    for entry, ((pp_rank, tp_rank), metadata) in zip(array, ranks.items()):
+        data, entry.len = _convert.payload(metadata, f"metadata of {(pp_rank, tp_rank)}")
+        keep.append(c_char_p(data))
+        entry.data = cast(keep[-1], c_void_p)
+        entry.pp_rank, entry.tp_rank = _u32(pp_rank, "pp_rank"), _u32(tp_rank, "tp_rank")
+    return array, len(ranks), keep
 
 
 def request_metadata(

@@ -116,7 +116,7 @@ class Worker:
                 ("dcp_size", dcp_size), ("dcp_interleave", dcp_interleave),
             )
         }
-        transfers = kvf_queue_options(sizeof(kvf_queue_options), **(queue or {}))
+        transfers = _transfers(**(queue or {}))
         options = kvf_worker_options(
             struct_size=sizeof(kvf_worker_options),
             mode=member(Mode, mode),
@@ -228,6 +228,18 @@ class Worker:
 
 
 _NEVER = 2**64 - 1
+
+
+def _transfers(
+    *, capacity: int = 0, slice_bytes: int = 0, slice_descriptors: int = 0, slices_in_flight: int = 0
+) -> kvf_queue_options:
+    return kvf_queue_options(
+        sizeof(kvf_queue_options),
+        _unsigned(capacity, 32, "capacity"),
+        _unsigned(slice_bytes, 64, "slice_bytes"),
+        _unsigned(slice_descriptors, 32, "slice_descriptors"),
+        _unsigned(slices_in_flight, 32, "slices_in_flight"),
+    )
 
 
 def _end(handle: int) -> int:

@@ -223,7 +223,7 @@ fn settings(v: &Values) -> Result<Settings> {
     let window: f64 = v.number("window")?;
     Ok(Settings {
         pool: Options {
-            policy: Policy::named(v.text("policy"), window, caching)?,
+            policy: Policy::named(v.text("policy"), window, caching, pool.blocks)?,
             events: !v.text("events-path").is_empty(),
             tolerate_null: v.flag("tolerate-null")?,
             ..pool

@@ -37,9 +37,9 @@ mod state;
 use std::sync::{Arc, Mutex};
 
 pub use options::{SchedulerOptions, TransferGroup};
-pub use serve::RankPayload;
 
 use crate::error::Result;
+use crate::side_channel::Rank;
 use crate::sync::lock;
 use serve::Listener;
 use state::State;
@@ -202,7 +202,7 @@ impl Scheduler {
 
     /// Starts the listener that gives the ranks' handshake payloads to other engines, or replaces what it
     /// gives away.
-    pub fn serve(&self, ranks: &[RankPayload<'_>]) -> Result<()> {
+    pub fn serve(&self, ranks: Vec<(Rank, Vec<u8>)>) -> Result<()> {
         // Not under the lock of the books: a name look-up may take its time.
         let served = lock(&self.listener).serve(ranks)?;
         lock(&self.state).served(served);

@@ -7,17 +7,6 @@ use super::options::SchedulerOptions;
 use crate::error::Result;
 use crate::side_channel::{self, ListenOptions, Rank, SideChannel};
 
-/// What one rank of this engine tells those of others.
-#[derive(Clone, Copy, Debug)]
-pub struct RankPayload<'a> {
-    /// Pipeline stage.
-    pub pp_rank: u32,
-    /// Transfer rank in it.
-    pub tp_rank: u32,
-    /// Its handshake payload.
-    pub data: &'a [u8],
-}
-
 /// What the books have to know about it.
 pub(super) struct Served {
     pub(super) port: u16,
@@ -44,17 +33,7 @@ impl Listener {
         }
     }
 
-    pub(super) fn serve(&mut self, ranks: &[RankPayload<'_>]) -> Result<Served> {
-        let payloads: Vec<(Rank, Vec<u8>)> = ranks
-            .iter()
-            .map(|r| {
-                let rank = Rank {
-                    pp: r.pp_rank,
-                    tp: r.tp_rank,
-                };
-                (rank, r.data.to_vec())
-            })
-            .collect();
+    pub(super) fn serve(&mut self, payloads: Vec<(Rank, Vec<u8>)>) -> Result<Served> {
         let channel = match &self.channel {
             Some(channel) => channel.clone(),
             None => {

@@ -114,7 +114,9 @@ impl Handshakes {
             self.running += 1;
             if let Err(e) = started {
                 // To be answered like any other failure, in its turn.
-                let _ = self.results.send(Input::Shaken(named, Err(e)));
+                let _ = self
+                    .results
+                    .send(Input::Shaken(Box::new(named), Box::new(Err(e))));
             }
         }
     }
@@ -133,9 +135,10 @@ impl Report {
         let Some(task) = self.task.take() else {
             return;
         };
-        if let Err(unsent) = self.results.send(Input::Shaken(task, result)) {
-            if let Input::Shaken(_, Ok(link)) = unsent.0 {
-                self.context.unload(&link);
+        let answer = Input::Shaken(Box::new(task), Box::new(result));
+        if let Err(unsent) = self.results.send(answer) {
+            if let Input::Shaken(_, result) = unsent.0 {
+                result.iter().for_each(|link| self.context.unload(link));
             }
         }
     }

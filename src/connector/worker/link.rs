@@ -74,6 +74,7 @@ struct Claims {
 }
 
 /// Whose agent it is.
+#[derive(Default)]
 struct Claim {
     engine_id: String,
     host: String,
@@ -94,18 +95,11 @@ impl Names {
         if claims.closed {
             bail!(Status::InvalidState, "the worker is closing");
         }
-        let name = agent.add_remote(metadata)?;
-        let claim = claims
-            .by_agent
-            .entry(name.clone())
-            .or_insert_with(|| Claim {
-                engine_id: peer.engine_id.clone(),
-                host: peer.host.clone(),
-                port: peer.port,
-                links: 0,
-            });
-        if claim.engine_id != peer.engine_id {
-            if (&claim.host, claim.port) != (&peer.host, peer.port) {
+        // Before it is loaded: the transport would take an agent that says so for the one it knows.
+        let name = agent.metadata_name(metadata)?;
+        if let Some(claim) = claims.by_agent.get(&name) {
+            let same_place = (&claim.host, claim.port) == (&peer.host, peer.port);
+            if claim.engine_id != peer.engine_id && !same_place {
                 bail!(
                     Status::PeerIncompatible,
                     "agent \"{name}\" is that of engine \"{}\" at {}:{} already",
@@ -114,9 +108,13 @@ impl Names {
                     claim.port
                 );
             }
-            // The engine has come back at its address under another id.
-            claim.engine_id.clone_from(&peer.engine_id);
         }
+        let name = agent.add_remote(metadata)?;
+        let claim = claims.by_agent.entry(name.clone()).or_default();
+        // Of the same engine, or of one that has come back at its address under another id.
+        claim.engine_id.clone_from(&peer.engine_id);
+        claim.host.clone_from(&peer.host);
+        claim.port = peer.port;
         claim.links += 1;
         Ok(name)
     }

@@ -14,6 +14,7 @@ use crate::connector::step::Push;
 use crate::connector::wire::{Notification, PushRegistration};
 use crate::connector::{Mode, PeerAddress, check_ranks};
 use crate::error::{Error, Result, Status};
+use crate::plan::PeerRole;
 use crate::queue::{Completion, Submission, Ticket};
 
 /// Most registrations that wait for their request.
@@ -195,10 +196,16 @@ impl Core {
         let now = Instant::now();
         let to = self.pushes.by_id.remove(&id).and_then(|p| p.to);
         let key = to.as_ref().map(key_of);
+        let link = key.as_ref().and_then(|key| self.peers.link(key));
         key.iter().for_each(|key| self.peers.end(key, now));
         match &done.result {
             Ok(()) => {
-                self.shared.stats.transfer(&done.record);
+                if let (Some(link), Some(to)) = (&link, &to) {
+                    self.tell_others(link, to);
+                }
+                if done.record.bytes > 0 {
+                    self.shared.stats.transfer(&done.record);
+                }
                 if self.leases.complete(&id) {
                     self.shared.outbox.sent(&id);
                 }
@@ -206,7 +213,6 @@ impl Core {
             Err(e) => {
                 self.shared.stats.count(Kind::FailedTransfers);
                 log::warn!("writing request \"{id}\": {e}; its lease frees it");
-                let link = key.as_ref().and_then(|key| self.peers.link(key));
                 if let (Some(link), Some(key)) = (link, &key) {
                     if self.is_lost(&link, e) {
                         self.peers.lost(key, now);
@@ -218,6 +224,23 @@ impl Core {
             self.resume_push(&id);
         }
         true
+    }
+
+    /// A consumer waits for as many ranks as there are, also for one that had nothing to write since
+    /// another has the same (the latent of MLA).
+    fn tell_others(&mut self, link: &Link, to: &PushRegistration) {
+        let tp_size = self.shared.options.parallel.tp_size;
+        let Ok(message) = Notification::done(to.request_id.clone(), tp_size).encode() else {
+            return;
+        };
+        let peers = link.plan.iter().flat_map(|plan| plan.peers());
+        for (peer, rank) in peers.zip(&link.ranks) {
+            if peer.role == PeerRole::Idle {
+                if let Err(e) = self.agent.notify(&rank.agent, &message, None) {
+                    self.not_told(&rank.agent, &e);
+                }
+            }
+        }
     }
 
     /// A push will not be: its lease frees the blocks.

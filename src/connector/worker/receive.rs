@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::link::{Link, Purpose};
 use super::peers::{Key, Waiting, Wanted};
@@ -11,8 +11,8 @@ use super::submission;
 use super::thread::Core;
 use crate::clock::monotonic_ns;
 use crate::connector::Mode;
-use crate::connector::step::{Heartbeat, Receive};
-use crate::connector::wire::{self, Notification};
+use crate::connector::step::Receive;
+use crate::connector::wire::Notification;
 use crate::error::{Error, Result, Status, bail};
 use crate::memory::MemKind;
 use crate::queue::{Completion, Record, Submission, Ticket};
@@ -22,7 +22,7 @@ use crate::queue::{Completion, Record, Submission, Ticket};
 const EXPIRY_MARGIN: f64 = 5.0;
 
 /// How far a receive has come.
-enum Stage {
+pub(super) enum Stage {
     /// Being looked at for the first time.
     Arrived,
     /// Waits for a handshake.
@@ -40,10 +40,10 @@ enum Stage {
 }
 
 /// A receive that is not over.
-struct Receiving {
-    what: Receive,
-    stage: Stage,
-    link: Option<Arc<Link>>,
+pub(super) struct Receiving {
+    pub what: Receive,
+    pub stage: Stage,
+    pub link: Option<Arc<Link>>,
     canceled: bool,
     arrived_ns: u64,
     queued_ns: u64,
@@ -61,7 +61,7 @@ impl Receiving {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.what.local.iter().all(Vec::is_empty)
     }
 }
@@ -69,12 +69,9 @@ impl Receiving {
 /// All receives.
 #[derive(Default)]
 pub(super) struct Receives {
-    by_id: HashMap<String, Receiving>,
+    pub by_id: HashMap<String, Receiving>,
     by_ticket: HashMap<Ticket, String>,
     backlog: VecDeque<String>,
-    /// For producers without a lease word: until when they keep a request at the least, by engine and
-    /// their id.
-    estimates: HashMap<(String, String), Instant>,
 }
 
 impl Receives {
@@ -93,20 +90,6 @@ impl Receives {
         let engines = self.by_id.values().map(|r| r.what.peer.engine_id.clone());
         engines.collect()
     }
-
-    fn estimate(&self, what: &Receive) -> Option<Instant> {
-        let key = (what.peer.engine_id.clone(), what.remote_request_id.clone());
-        self.estimates.get(&key).copied()
-    }
-
-    /// The producer's blocks are kept for at least a lease from when we first hear of them: they were
-    /// finished no later than that, but not long before. What a router holds back for long is read too
-    /// late without a word to tell; see the room's documentation.
-    fn first_heard(&mut self, engine_id: &str, remote_id: &str, lease: Duration, now: Instant) {
-        self.estimates
-            .entry((engine_id.to_owned(), remote_id.to_owned()))
-            .or_insert(now + lease);
-    }
 }
 
 impl Core {
@@ -121,8 +104,8 @@ impl Core {
             return;
         }
         let lease = self.shared.options.lease;
-        self.receives
-            .first_heard(&what.peer.engine_id, &what.remote_request_id, lease, now);
+        self.estimates
+            .heard(&what.peer.engine_id, &what.remote_request_id, lease, now);
         self.receives.by_id.insert(id.clone(), Receiving::new(what));
         self.resume(&id);
     }
@@ -172,7 +155,7 @@ impl Core {
         }
     }
 
-    fn set_stage(&mut self, id: &str, stage: Stage) {
+    pub(super) fn set_stage(&mut self, id: &str, stage: Stage) {
         if let Some(r) = self.receives.by_id.get_mut(id) {
             r.stage = stage;
         }
@@ -250,10 +233,10 @@ impl Core {
                 );
             }
         } else if submission::word_of(link, what).is_none() {
-            let late = self
-                .receives
-                .estimate(what)
-                .is_none_or(|deadline| now >= deadline);
+            let until = self
+                .estimates
+                .until(&what.peer.engine_id, &what.remote_request_id);
+            let late = until.is_none_or(|until| now >= until);
             if late {
                 bail!(
                     Status::Expired,
@@ -340,14 +323,12 @@ impl Core {
     }
 
     /// Reports a receive and forgets it.
-    fn finish(&mut self, id: &str, result: Result<()>, record: &Record) {
+    pub(super) fn finish(&mut self, id: &str, result: Result<()>, record: &Record) {
         let Some(r) = self.receives.by_id.remove(id) else {
             return;
         };
         let peer = &r.what.peer.engine_id;
-        self.receives
-            .estimates
-            .remove(&(peer.clone(), r.what.remote_request_id.clone()));
+        self.estimates.forget(peer, &r.what.remote_request_id);
         let shared = self.shared.clone();
         shared.stats.record(record_of(&r, &result, record));
         match &result {
@@ -399,159 +380,15 @@ impl Core {
         }
     }
 
-    fn not_told(&mut self, agent: &str, e: &Error) {
+    pub(super) fn not_told(&mut self, agent: &str, e: &Error) {
         self.shared.stats.count(Kind::FailedNotifications);
         if self.once.first(agent, "not told") {
             log::warn!("agent \"{agent}\" could not be told; its lease frees the blocks: {e}");
         }
     }
-
-    /// Extends leases on another engine. The first time shakes hands.
-    pub(super) fn send_heartbeat(&mut self, heartbeat: &Heartbeat) {
-        let now = Instant::now();
-        let engine_id = &heartbeat.peer.engine_id;
-        let lease = self.shared.options.lease;
-        for id in &heartbeat.remote_request_ids {
-            self.receives.first_heard(engine_id, id, lease, now);
-        }
-        let purpose = match self.shared.options.mode {
-            Mode::Pull => Purpose::Transfer,
-            Mode::Push => Purpose::Notify,
-        };
-        let Wanted::Link(link) = self.want(purpose, &heartbeat.peer, 0, None) else {
-            return;
-        };
-        // An id with a comma would arrive as two others.
-        let ids = heartbeat.remote_request_ids.iter();
-        let ids: Vec<&String> = ids.filter(|id| !id.contains(',')).collect();
-        for some in ids.chunks(wire::MAX_HEARTBEAT) {
-            let message = Notification::Heartbeat(some.iter().map(|id| (*id).clone()).collect());
-            if let Ok(message) = message.encode() {
-                if self.tell_all(&link, &message) {
-                    self.extend_estimates(engine_id, some, lease * 2 / 3, now);
-                }
-            }
-        }
-    }
-
-    /// Whether all ranks could be told.
-    fn tell_all(&self, link: &Link, message: &[u8]) -> bool {
-        let mut all = true;
-        for rank in &link.ranks {
-            if let Err(e) = self.agent.notify(&rank.agent, message, None) {
-                log::debug!("agent \"{}\" could not be told: {e}", rank.agent);
-                all = false;
-            }
-        }
-        all
-    }
-
-    fn extend_estimates(&mut self, engine_id: &str, ids: &[&String], by: Duration, now: Instant) {
-        for id in ids {
-            let key = (engine_id.to_owned(), (*id).clone());
-            if let Some(deadline) = self.receives.estimates.get_mut(&key) {
-                // One that is over is not brought back.
-                if *deadline > now {
-                    *deadline = (*deadline).max(now + by);
-                }
-            }
-        }
-    }
-
-    /// Push: tells the producer where to write.
-    fn register(&mut self, id: &str, link: &Arc<Link>) -> Result<()> {
-        let Some(r) = self.receives.by_id.get(id) else {
-            return Ok(());
-        };
-        if r.is_empty() {
-            self.finish(id, Ok(()), &Record::default());
-            return Ok(());
-        }
-        let options = &self.shared.options;
-        let registration = submission::registration(options, &r.what)?;
-        let message = Notification::PushRegistration(Box::new(registration)).encode()?;
-        let parallel = self.cache.as_ref().map(|c| c.local.layout.parallel);
-        let my_tp = parallel.map_or(1, |p| p.tp_size);
-        let wanted = wire::push_done_count(my_tp, r.what.peer.tp_size, r.what.peer.pp_size);
-        let deadline = Instant::now() + options.registration_timeout;
-        // Before they are told: the answer may be quick.
-        self.set_stage(
-            id,
-            Stage::Written {
-                from: HashSet::new(),
-                wanted,
-                deadline,
-            },
-        );
-        let mut told = 0;
-        for rank in &link.ranks {
-            match self.agent.notify(&rank.agent, &message, None) {
-                Ok(()) => told += 1,
-                Err(e) => self.not_told(&rank.agent, &e),
-            }
-        }
-        if told == 0 {
-            self.peers
-                .lost(&key_for(Purpose::Notify, &r_engine(link)), Instant::now());
-            bail!(Status::PeerLost, "no rank of the producer could be told");
-        }
-        Ok(())
-    }
-
-    /// Push: a rank of the producer has written its part. Whether the request is one of ours.
-    pub(super) fn written(&mut self, from: &str, id: &str) -> bool {
-        let Some(r) = self.receives.by_id.get_mut(id) else {
-            return false;
-        };
-        let Stage::Written {
-            from: seen, wanted, ..
-        } = &mut r.stage
-        else {
-            return false;
-        };
-        let one_of_them = |l: &Arc<Link>| l.ranks.iter().any(|rank| rank.agent == from);
-        if !r.link.as_ref().is_some_and(one_of_them) {
-            if self.once.first(from, "not a producer") {
-                log::warn!(
-                    "agent \"{from}\" says that it wrote \"{id}\", which is not its request"
-                );
-            }
-            return true;
-        }
-        seen.insert(from.to_owned());
-        if seen.len() as u64 >= u64::from(*wanted) {
-            self.finish(id, Ok(()), &Record::default());
-        }
-        true
-    }
-
-    /// Gives up what has waited too long for a producer that writes, and forgets old estimates.
-    pub(super) fn give_up_receives(&mut self, now: Instant) {
-        let late =
-            |r: &Receiving| matches!(r.stage, Stage::Written { deadline, .. } if now >= deadline);
-        let late: Vec<String> = self
-            .receives
-            .by_id
-            .iter()
-            .filter(|(_, r)| late(r))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in late {
-            let why = "the producer has not written it in time";
-            self.fail(&id, Error::new(Status::Timeout, why));
-        }
-        let lease = self.shared.options.lease;
-        self.receives
-            .estimates
-            .retain(|_, deadline| *deadline + lease > now);
-    }
 }
 
-fn r_engine(link: &Link) -> String {
-    link.address.engine_id.clone()
-}
-
-fn key_for(purpose: Purpose, engine_id: &str) -> Key {
+pub(super) fn key_for(purpose: Purpose, engine_id: &str) -> Key {
     Key {
         purpose,
         engine_id: engine_id.to_owned(),

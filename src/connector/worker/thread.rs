@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::handshake::{Context, Handshakes, Task};
+use super::heartbeat::Estimates;
 use super::leases::Leases;
 use super::link::{Link, Purpose};
 use super::outbox::Once;
@@ -33,7 +34,7 @@ pub(super) enum Input {
     /// A transfer is over.
     Done(Box<Completion>),
     /// A handshake is over.
-    Shaken(Task, Result<Link>),
+    Shaken(Box<Task>, Box<Result<Link>>),
     /// Stop, after at most this long.
     Close(Duration),
 }
@@ -58,6 +59,7 @@ pub(super) struct Core {
     pub peers: Peers,
     pub leases: Leases,
     pub receives: Receives,
+    pub estimates: Estimates,
     pub pushes: Pushes,
     pub once: Once,
     pub cache: Option<Arc<Cache>>,
@@ -115,7 +117,7 @@ impl Core {
             Input::Done(done) => self.safely("a completion", |core| core.done(*done)),
             Input::Shaken(task, result) => {
                 self.handshakes.over();
-                self.safely("a handshake", |core| core.shaken(&task, result));
+                self.safely("a handshake", |core| core.shaken(&task, *result));
             }
             Input::Nudge | Input::Close(_) => {}
         }
@@ -235,6 +237,7 @@ impl Core {
         }
         self.swept = now;
         self.give_up_receives(now);
+        self.estimates.prune(self.shared.options.lease, now);
         // Sooner than the consumer does, so that nothing is written to where it no longer waits.
         let patience = self.shared.options.registration_timeout * 3 / 4;
         self.pushes.forget_older_than(patience, now);

@@ -450,6 +450,10 @@ impl Transport for Endpoint {
         self.encode(false, connection_info, chosen.merged().to_vec())
     }
 
+    fn metadata_name(&self, metadata: &[u8]) -> Result<String> {
+        Ok(Metadata::decode(metadata)?.name)
+    }
+
     fn add_remote(&self, metadata: &[u8]) -> Result<String> {
         self.core.usable()?;
         let metadata = Metadata::decode(metadata)?;

@@ -16,6 +16,9 @@ fn header() -> String {
             "1",
             "--offline",
             "--locked",
+            // Without it cargo wants the crates of all platforms, which a build does not fetch.
+            "--filter-platform",
+            &host(),
             "--manifest-path",
         ])
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
@@ -37,6 +40,15 @@ fn header() -> String {
         .expect("nixl-sys is a dependency");
     let path = PathBuf::from(end).with_file_name("wrapper.h");
     strip_comments(&std::fs::read_to_string(path).expect("wrapper.h"))
+}
+
+/// The platform that the compiler builds for unless told otherwise.
+fn host() -> String {
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
+    let out = Command::new(rustc).arg("-vV").output().expect("rustc runs");
+    let text = String::from_utf8(out.stdout).expect("rustc prints UTF-8");
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.expect("rustc names its host").to_owned()
 }
 
 fn strip_comments(text: &str) -> String {

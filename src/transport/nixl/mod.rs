@@ -145,6 +145,9 @@ impl Transport for Nixl {
         self.0
             .partial_metadata(kind, descs, connection_info, backends)
     }
+    fn metadata_name(&self, metadata: &[u8]) -> Result<String> {
+        Ok(metadata::check(metadata)?.agent.to_owned())
+    }
     fn add_remote(&self, metadata: &[u8]) -> Result<String> {
         self.0.add_remote(metadata)
     }

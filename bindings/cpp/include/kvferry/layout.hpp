@@ -130,12 +130,6 @@ inline void end_layout(kvf_layout layout) { (void)kvf_layout_destroy(layout); }
 
 using c_layout_tables = given<kvf_layout_tables, kvf_layout_tables_free>;
 
-// An array that the library gave.
-template <class T>
-std::vector<T> to_vector(const T* items, std::size_t len) {
-  return len == 0 ? std::vector<T>() : std::vector<T>(items, items + len);
-}
-
 template <class H>
 result<std::string> describe(kvf_status (*function)(H, std::uint32_t, kvf_buffer*), H handle,
                              describe_as format) {

@@ -10,6 +10,7 @@
 
 #include "kvferry/layout.hpp"
 #include "kvferry/result.hpp"
+#include "kvferry/side_channel.hpp"
 #include "kvferry/views.hpp"
 
 namespace kvferry {
@@ -76,13 +77,6 @@ struct finished_request {
   kvferry::keep keep = kvferry::keep::no;
   // What the router has to give to the other side, as JSON; empty: nothing.
   std::string params;
-};
-
-// What one rank of this engine tells those of others.
-struct rank_payload {
-  std::uint32_t pp_rank = 0;
-  std::uint32_t tp_rank = 0;
-  byte_view data;
 };
 
 using scheduler_stats = kvf_scheduler_stats;
@@ -204,12 +198,9 @@ class scheduler {
     return out;
   }
   // Starts the listener that gives the ranks' payloads to other engines, or replaces them.
-  result<void> try_serve(span<const rank_payload> ranks) {
-    std::vector<kvf_rank_payload> list;
-    list.reserve(ranks.size());
-    for (const auto& r : ranks)
-      list.push_back({r.data.data(), r.data.size(), r.pp_rank, r.tp_rank});
-    return detail::done(kvf_scheduler_serve(handle(), list.data(), list.size()));
+  result<void> try_serve(const std::vector<rank_payload>& ranks) {
+    const auto all = detail::c_ranks(ranks);
+    return detail::done(kvf_scheduler_serve(handle(), all.data(), all.size()));
   }
   // Host and port that other engines are told.
   result<std::pair<std::string, std::uint16_t>> try_address() const {
@@ -256,7 +247,7 @@ class scheduler {
                              std::uint64_t computed_tokens) {
     return try_finished(id, how, all, computed_tokens).value();
   }
-  void serve(span<const rank_payload> ranks) { try_serve(ranks).value(); }
+  void serve(const std::vector<rank_payload>& ranks) { try_serve(ranks).value(); }
   std::pair<std::string, std::uint16_t> address() const { return try_address().value(); }
   bool has_pending() const { return try_has_pending().value(); }
   scheduler_stats stats() const { return try_stats().value(); }

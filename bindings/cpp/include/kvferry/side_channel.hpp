@@ -51,6 +51,14 @@ struct rank_answer {
 
 namespace detail {
 inline void end_channel(kvf_side_channel channel) { (void)kvf_side_channel_shutdown(channel); }
+
+inline std::vector<kvf_rank_payload> c_ranks(const std::vector<rank_payload>& ranks) {
+  std::vector<kvf_rank_payload> all;
+  all.reserve(ranks.size());
+  for (const auto& r : ranks)
+    all.push_back({r.rank.pp, r.rank.tp, r.metadata.data(), r.metadata.size()});
+  return all;
+}
 }  // namespace detail
 
 // A listener that hands metadata to whoever asks, until it is destroyed.
@@ -90,10 +98,7 @@ class side_channel {
 
   // The metadata of all ranks at once; those that are not among them have none.
   result<void> try_replace_ranks(const std::vector<rank_payload>& ranks) {
-    std::vector<kvf_rank_payload> all;
-    all.reserve(ranks.size());
-    for (const auto& r : ranks)
-      all.push_back({r.rank.pp, r.rank.tp, r.metadata.data(), r.metadata.size()});
+    const auto all = detail::c_ranks(ranks);
     return detail::done(kvf_side_channel_replace_ranks(handle(), all.data(), all.size()));
   }
 

@@ -147,9 +147,13 @@ using param_list = given<kvf_param_list, kvf_param_list_free>;
 using notification_list = given<kvf_notification_list, kvf_notification_list_free>;
 using query_list = given<kvf_query_list, kvf_query_list_free>;
 
-inline bytes to_bytes(const kvf_buffer& b) {
-  return b.len == 0 ? bytes() : bytes(b.data, b.data + b.len);
+// An array that the library gave.
+template <class T>
+std::vector<T> to_vector(const T* items, std::size_t len) {
+  return len == 0 ? std::vector<T>() : std::vector<T>(items, items + len);
 }
+
+inline bytes to_bytes(const kvf_buffer& b) { return to_vector(b.data, b.len); }
 
 inline std::string to_string(const kvf_buffer& b) {
   return b.len == 0 ? std::string() : std::string(reinterpret_cast<const char*>(b.data), b.len);

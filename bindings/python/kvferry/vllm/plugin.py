@@ -11,6 +11,7 @@ STOCK_NAMES = ("NixlConnector", "NixlPullConnector", "NixlPushConnector")
 def register() -> None:
     """Puts into vLLM what the environment asks for; may be called any number of times."""
     register_connectors()
+    register_block_pool()
 
 
 def register_connectors() -> None:
@@ -24,3 +25,13 @@ def register_connectors() -> None:
     for name in ours:
         KVConnectorFactory._registry.pop(name, None)
         KVConnectorFactory.register_connector(name, "kvferry.vllm", name)
+
+
+def register_block_pool() -> None:
+    """``KVFERRY_BLOCK_POOL=local`` or ``server``: our block pool instead of vLLM's."""
+    from . import _backend
+
+    if _backend.wanted():
+        from . import block_pool
+
+        block_pool.install()

@@ -1,0 +1,96 @@
+//! Keeping requests alive on other engines, and knowing until when they are kept where no word tells.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::link::{Link, Purpose};
+use super::peers::Wanted;
+use super::thread::Core;
+use crate::connector::Mode;
+use crate::connector::step::Heartbeat;
+use crate::connector::wire::{self, Notification};
+
+/// Until when producers without lease words keep requests at the least, by engine and their id.
+///
+/// Blocks are kept for at least a lease from when this rank first hears of the request: it was finished
+/// no later than that, but not long before. What a router holds back for long is read too late without a
+/// word to tell; see the room's documentation.
+#[derive(Default)]
+pub(super) struct Estimates {
+    until: HashMap<(String, String), Instant>,
+}
+
+impl Estimates {
+    /// A request is heard of, perhaps for the first time.
+    pub(super) fn heard(&mut self, engine_id: &str, id: &str, lease: Duration, now: Instant) {
+        self.until
+            .entry((engine_id.to_owned(), id.to_owned()))
+            .or_insert(now + lease);
+    }
+
+    pub(super) fn until(&self, engine_id: &str, id: &str) -> Option<Instant> {
+        let key = (engine_id.to_owned(), id.to_owned());
+        self.until.get(&key).copied()
+    }
+
+    /// A heartbeat was sent. A lease that is over is not brought back.
+    fn extend(&mut self, engine_id: &str, ids: &[&String], by: Duration, now: Instant) {
+        for id in ids {
+            let key = (engine_id.to_owned(), (*id).clone());
+            if let Some(until) = self.until.get_mut(&key).filter(|until| **until > now) {
+                *until = (*until).max(now + by);
+            }
+        }
+    }
+
+    pub(super) fn forget(&mut self, engine_id: &str, id: &str) {
+        self.until.remove(&(engine_id.to_owned(), id.to_owned()));
+    }
+
+    /// Forgets what has been over for so long.
+    pub(super) fn prune(&mut self, age: Duration, now: Instant) {
+        self.until.retain(|_, until| *until + age > now);
+    }
+}
+
+impl Core {
+    /// Extends leases on another engine. The first time shakes hands.
+    pub(super) fn send_heartbeat(&mut self, heartbeat: &Heartbeat) {
+        let now = Instant::now();
+        let engine_id = &heartbeat.peer.engine_id;
+        let lease = self.shared.options.lease;
+        for id in &heartbeat.remote_request_ids {
+            self.estimates.heard(engine_id, id, lease, now);
+        }
+        let purpose = match self.shared.options.mode {
+            Mode::Pull => Purpose::Transfer,
+            Mode::Push => Purpose::Notify,
+        };
+        let Wanted::Link(link) = self.want(purpose, &heartbeat.peer, 0, None) else {
+            return;
+        };
+        // An id with a comma would arrive as two others.
+        let ids = heartbeat.remote_request_ids.iter();
+        let ids: Vec<&String> = ids.filter(|id| !id.contains(',')).collect();
+        for some in ids.chunks(wire::MAX_HEARTBEAT) {
+            let message = Notification::Heartbeat(some.iter().map(|id| (*id).clone()).collect());
+            if let Ok(message) = message.encode() {
+                if self.tell_all(&link, &message) {
+                    self.estimates.extend(engine_id, some, lease * 2 / 3, now);
+                }
+            }
+        }
+    }
+
+    /// Whether all ranks could be told.
+    fn tell_all(&self, link: &Link, message: &[u8]) -> bool {
+        let mut all = true;
+        for rank in &link.ranks {
+            if let Err(e) = self.agent.notify(&rank.agent, message, None) {
+                log::debug!("agent \"{}\" could not be told: {e}", rank.agent);
+                all = false;
+            }
+        }
+        all
+    }
+}

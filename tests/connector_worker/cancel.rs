@@ -1,0 +1,89 @@
+//! Receives that are no longer wanted, at each stage.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use super::support::*;
+
+fn two() -> Vec<Lists> {
+    lists(&[3, 4], &[7, 8], 0)
+}
+
+#[test]
+fn while_hands_are_being_shaken() {
+    let (p, d) = Engine::pair_with("local", |o| {
+        o.handshake_timeout = Duration::from_millis(500);
+    });
+    // Takes calls and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut receive = d.receive_of("D", &p, "P", &two());
+    receive.peer.port = silent.local_addr().unwrap().port();
+    d.receive(receive);
+    eventually("a handshake", || d.worker().state().handshakes == 1);
+    d.cancel("D");
+    let why = d.failed("D");
+    assert!(why[0].starts_with("canceled"), "{why:?}");
+    // What remains is to tell the producer, which is not there; nobody hears of that.
+    d.at_rest(0);
+}
+
+#[test]
+fn while_bytes_move() {
+    let (mut p, d) = Engine::pair("test");
+    round_trip(&mut p, &d, 1, &two(), 0);
+    script(d.agent(), &[("hold", "1")]);
+    p.keep("P", &two(), lease(9, 1), LEASE);
+    let mut receive = d.receive_of("D", &p, "P", &two());
+    receive.lease = lease(9, 1);
+    d.receive(receive);
+    eventually("a read under way", || flying(d.agent()) > 0);
+    d.cancel("D");
+    assert!(d.failed("D")[0].starts_with("canceled"));
+    // The producer may free its blocks.
+    p.sent("P");
+    script(d.agent(), &[("hold", "0")]);
+    d.at_rest(1);
+    p.at_rest(0);
+}
+
+#[test]
+fn while_bytes_move_that_cannot_be_stopped() {
+    let (mut p, d) = Engine::pair("test");
+    round_trip(&mut p, &d, 1, &two(), 0);
+    script(d.agent(), &[("hold", "1"), ("stubborn", "1")]);
+    p.keep("P", &two(), lease(9, 1), LEASE);
+    let mut receive = d.receive_of("D", &p, "P", &two());
+    receive.lease = lease(9, 1);
+    d.receive(receive);
+    eventually("a read under way", || flying(d.agent()) > 0);
+    d.cancel("D");
+    // Something that the worker and its queue do later is done, and the request is not.
+    let mut bad = d.receive_of("canary", &p, "P", &two());
+    bad.local[0][0] = 1_000_000;
+    d.receive(bad);
+    d.failed("canary");
+    assert_eq!(d.worker().state().receives, 1);
+    script(d.agent(), &[("hold", "0")]);
+    assert!(d.failed("D")[0].starts_with("canceled"));
+    p.sent("P");
+    d.at_rest(1);
+}
+
+#[test]
+fn before_it_was_asked_for_and_after_it_was_over() {
+    let (mut p, d) = Engine::pair("local");
+    d.cancel("never");
+    round_trip(&mut p, &d, 1, &two(), 0);
+    d.cancel("D-1");
+    round_trip(&mut p, &d, 2, &two(), 0);
+    // Aborted before the step: the producer is told, the engine hears that it is over, nothing is read.
+    p.keep("P", &two(), lease(9, 1), LEASE);
+    let before = d.memories();
+    let mut receive = d.receive_of("D", &p, "P", &lists(&[3, 4], &[], 0));
+    receive.awaited = true;
+    d.receive(receive);
+    d.received("D");
+    p.sent("P");
+    check(&d, &before);
+    d.at_rest(1);
+}
