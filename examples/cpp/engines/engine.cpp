@@ -19,6 +19,11 @@ double microseconds(steady::duration d) {
   return std::chrono::duration<double, std::micro>(d).count();
 }
 
+// It is there: whatever ranks report, this engine has asked for.
+requests::iterator find(requests& in, const std::string& id) {
+  return std::find_if(in.begin(), in.end(), [&](const request& r) { return r.id == id; });
+}
+
 // The connector takes the block table of each group, and there is one. `first`: where in the
 // request's table the ids begin.
 struct table {
@@ -126,32 +131,26 @@ stage engine::reached(const request& r) const {
 }
 
 void engine::lose_clients() {
-  const auto is_gone = [this](const request& r) { return reached(r) >= r.leaves; };
-  for (auto& r : waiting_)
-    if (is_gone(r)) abort(r);
-  waiting_.erase(std::remove_if(waiting_.begin(), waiting_.end(), is_gone), waiting_.end());
-  for (auto* all : {&receiving_, &running_})
-    for (auto it = all->begin(); it != all->end();)
-      if (is_gone(it->second)) {
-        abort(it->second);
-        it = all->erase(it);
-      } else {
-        ++it;
-      }
+  const auto leaves = [this](request& r) {
+    const bool is_gone = reached(r) >= r.leaves;
+    if (is_gone) abort(r);
+    return is_gone;
+  };
+  for (auto* all : {&waiting_, &receiving_, &running_}) all->remove_if(leaves);
 }
 
 void engine::admit() {
   while (!waiting_.empty() && running_.size() + receiving_.size() < o_.most_running) {
-    if (!admit(waiting_.front())) return;
-    request r = std::move(waiting_.front());
-    waiting_.pop_front();
+    request& r = waiting_.front();
+    if (!admit(r)) return;
     if (r.leaves == stage::staged) {
       // Between its blocks and the step that would have fetched them.
       abort(r);
-    } else {
-      auto& where = r.receiving ? receiving_ : running_;
-      where.emplace(r.id, std::move(r));
+      waiting_.pop_front();
+      continue;
     }
+    auto& where = r.receiving ? receiving_ : running_;
+    where.splice(where.end(), waiting_, waiting_.begin());
   }
 }
 
@@ -199,14 +198,14 @@ std::size_t engine::still_needs(const request& r) const {
 std::size_t engine::promised() const {
   std::size_t n = 0;
   for (const auto* all : {&receiving_, &running_})
-    for (const auto& [id, r] : *all) n += still_needs(r);
+    for (const auto& r : *all) n += still_needs(r);
   return n;
 }
 
 std::vector<work> engine::plan_work() {
   std::vector<work> todo;
   std::size_t budget = o_.step_tokens;
-  for (auto& [id, r] : running_) {
+  for (auto& r : running_) {
     if (budget == 0) break;
     const std::size_t to = std::min(r.computed + budget, r.tokens.size());
     // A block that a request grows by is taken behind its last one, if that is free: two blocks
@@ -217,7 +216,7 @@ std::vector<work> engine::plan_work() {
       r.blocks.resize(need);
       pool_.allocate_after(last, {r.blocks.data() + had, need - had});
     }
-    work w{&id, &r.blocks, &r.tokens, r.verify, r.computed, to};
+    work w{&r.id, &r.blocks, &r.tokens, r.verify, r.computed, to};
     // With its last token a request looks at all that came before, as attention does: blocks that
     // somebody else has written to meanwhile do not go unnoticed.
     if (to == r.tokens.size() && r.answered() + 1 == r.answer) w.verify = r.computed;
@@ -259,8 +258,8 @@ void engine::compute(const std::vector<work>& todo) {
 
 // The model has done this work.
 void engine::advance(const work& done) {
-  const auto it = running_.find(*done.id);
-  request& r = it->second;
+  const auto it = find(running_, *done.id);
+  request& r = *it;
   r.computed = done.to;
   r.verify = 0;
   remember_prefix(r);
@@ -297,9 +296,8 @@ void engine::received(const std::string& id) {
     kept_.erase(kept);
     return;
   }
-  const auto it = receiving_.find(id);
-  request r = std::move(it->second);
-  receiving_.erase(it);
+  const auto it = find(receiving_, id);
+  request& r = *it;
   r.receiving = false;
   if (failed) {
     // What has arrived is not to be used, nor said to be known. The engine could also fail the
@@ -310,7 +308,7 @@ void engine::received(const std::string& id) {
     r.computed = r.prompt - 1;  // the last one is run again, for its output
     r.verify = r.prompt;
   }
-  running_.emplace(id, std::move(r));
+  running_.splice(running_.end(), receiving_, it);
 }
 
 // --- Ends

@@ -4,7 +4,7 @@
 #ifndef ENGINES_ENGINE_HPP
 #define ENGINES_ENGINE_HPP
 
-#include <deque>
+#include <list>
 #include <map>
 #include <memory>
 #include <set>
@@ -36,6 +36,9 @@ struct request {
 
   std::size_t answered() const { return tokens.size() - prompt; }
 };
+
+// In a list requests stay where they are in memory, also when they change lists.
+using requests = std::list<request>;
 
 // Ids that some ranks have reported, until all have.
 class tally {
@@ -105,10 +108,8 @@ class engine {
   kvferry::scheduler connector_;
   kvferry::block_pool pool_;
 
-  // Every request is in one of these.
-  std::deque<request> waiting_;
-  std::map<std::string, request> receiving_;
-  std::map<std::string, request> running_;
+  // Every request is in one of these, first come first served.
+  requests waiting_, receiving_, running_;
   // Blocks of requests that are over, which are still read, or still written to.
   std::map<std::string, block_table> kept_;
 
