@@ -179,6 +179,8 @@ def test_expired_lease_is_refused(pair):
         pair.prefill.complete(prompt(4000, next(_seeds)), 1)
     with pytest.raises(RequestFailed):
         pair.decode.complete(text, TOKENS, params=params)
+    # An idle engine takes no steps, and figures travel with steps.
+    pair.decode.complete(prompt(20, next(_seeds)), 1)
     wait_for(
         "failure in the decode engine's metrics",
         lambda: pair.decode.metric(FAILED) > failed,
@@ -192,12 +194,13 @@ def test_decode_engine_dies(pair):
     text = prompt(900, next(_seeds))
     params = pair.prefill_leg(text)
     with Busy(pair):
-        pair.decode.open_completion(text, TOKENS, params=params)
+        request = pair.decode.open_completion(text, TOKENS, params=params)
         waiting(pair)
         # Heartbeats flow: another request's lease ends, this one's does not.
         pair.prefill_leg(prompt(100, next(_seeds)))
         wait_for("lease over", lambda: pair.prefill.metric(EXPIRED) == expired + 1, PATIENCE)
         pair.decode.kill()
+    request.close()
     wait_for("lease over", lambda: pair.prefill.metric(EXPIRED) == expired + 2, PATIENCE)
     idle(pair.prefill)
     pair.decode.start().wait_ready()
