@@ -1,4 +1,4 @@
-//! The snippets of docs/c-api.md, docs/queue.md and docs/connector.md are parts of programs that are compiled and run.
+//! The snippets of pages in docs/ are parts of programs that are compiled and run.
 
 use std::path::Path;
 
