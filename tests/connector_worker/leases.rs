@@ -68,7 +68,7 @@ fn a_lease_that_has_ended_is_refused_by_its_word() {
             why[0].contains("expired") && why[0].contains("word is 6"),
             "{why:?}"
         );
-        assert_eq!(d.stat(0, "num_kv_expired_reqs"), 1);
+        assert_eq!(d.stat(0, "num_failed_transfers"), 1);
         // The slot's next use is another lease.
         p.keep("next", &three(), lease(5, 4), LEASE);
         receive.request_id = "D2".into();

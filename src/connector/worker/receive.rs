@@ -342,7 +342,6 @@ impl Core {
             }
             Err(e) => {
                 match e.status() {
-                    Status::Expired => shared.stats.count(Kind::Expired),
                     Status::Canceled => {}
                     // Counted as a handshake.
                     _ if r.link.is_none() => {}
