@@ -18,6 +18,8 @@ use crate::layout::MAX_GROUPS;
 
 /// Longest text that is looked at, in bytes.
 pub const MAX_JSON: usize = 64 << 20;
+/// Most block ids in the parameters of one request.
+pub const MAX_BLOCKS: usize = 1 << 20;
 
 /// The parameters of one request.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -170,6 +172,12 @@ impl Params {
 
     /// What one key alone cannot show.
     fn check(&self) -> error::Result<()> {
+        let blocks: usize = self.remote_block_ids.iter().map(Vec::len).sum();
+        if blocks > MAX_BLOCKS {
+            return Err(Error::invalid(format!(
+                "remote_block_ids has {blocks} ids, more than {MAX_BLOCKS}"
+            )));
+        }
         if let Some(remote) = self.remote() {
             check_ranks(&remote.peer)?;
         }

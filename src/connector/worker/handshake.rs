@@ -10,6 +10,7 @@ use crossbeam_channel::Sender;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::link::{Link, Names, Purpose, Rank};
 use super::peers::Key;
@@ -22,11 +23,14 @@ use crate::connector::{Mode, PeerAddress};
 use crate::error::{Error, Result, Status, bail};
 use crate::layout::Parallel;
 use crate::plan::{Direction, Plan, PlanOptions};
+use crate::queue::MAX_GUARDS;
 use crate::side_channel::{self, RequestOptions, zmq::Session};
 use crate::threads;
 
 /// Handshakes that may be under way at the same time.
 const MOST_AT_ONCE: usize = 4;
+/// How long all questions of a handshake may take together, unless one alone may take longer.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// One handshake to be made.
 #[derive(Clone)]
@@ -219,6 +223,15 @@ impl Context {
             max_message: wire::MAX_PAYLOAD,
             ..RequestOptions::default()
         };
+        let ranks = address.pp_size as usize * tp_ranks.len();
+        if ranks > MAX_GUARDS {
+            bail!(
+                Status::PeerIncompatible,
+                "{ranks} ranks to shake hands with, more than {MAX_GUARDS}"
+            );
+        }
+        let begun = Instant::now();
+        let mut bytes = 0;
         let mut session = Session::connect(&address.host, address.port, &options)?;
         let mut told = Vec::new();
         for pp in 0..address.pp_size {
@@ -226,7 +239,18 @@ impl Context {
                 if self.stop.load(Ordering::Acquire) {
                     bail!(Status::Canceled, "the worker is closing");
                 }
+                if begun.elapsed() > LONGEST.max(self.options.handshake_timeout) {
+                    bail!(Status::Timeout, "not through after {LONGEST:?}");
+                }
                 let answer = session.ask(side_channel::Rank { pp, tp })?;
+                bytes += answer.metadata.len();
+                if bytes > wire::MAX_PAYLOAD {
+                    bail!(
+                        Status::PeerIncompatible,
+                        "its ranks have said {bytes} bytes, more than {}",
+                        wire::MAX_PAYLOAD
+                    );
+                }
                 let one = self
                     .judge(task, cache, (pp, tp), &answer.metadata)
                     .map_err(|e| e.context(format_args!("rank (pp {pp}, tp {tp})")))?;

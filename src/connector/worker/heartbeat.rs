@@ -47,7 +47,8 @@ impl Estimates {
         self.until.remove(&(engine_id.to_owned(), id.to_owned()));
     }
 
-    /// Forgets what has been over for so long.
+    /// Forgets what has been over for so long: longer than any router repeats a request, since one that is
+    /// forgotten and named again would look new.
     pub(super) fn prune(&mut self, age: Duration, now: Instant) {
         self.until.retain(|_, until| *until + age > now);
     }

@@ -97,7 +97,7 @@ struct Readers {
 pub(super) enum ReadDone {
     /// Nobody knows the request, or no longer.
     Unknown,
-    /// More readers are to come.
+    /// More readers are to come, or the request has not been finished yet.
     Counted,
     /// It was the last one. The request is to be reported as sent.
     Complete,
@@ -124,7 +124,7 @@ pub(super) struct Leases {
     /// it; it is then put back, or dropped.
     due: BinaryHeap<Reverse<(Instant, String)>>,
     readers: HashMap<String, Readers>,
-    /// Requests that were through before their lease came.
+    /// Requests whose readers were through before their lease came.
     early: HashSet<String>,
 }
 
@@ -167,13 +167,18 @@ impl Leases {
         }
     }
 
-    /// Keeps a request from now on.
-    pub(super) fn arm(&mut self, hold: Hold, now: Instant) {
+    /// Keeps a request from now on; whether it is over at once, since its readers are through already.
+    pub(super) fn arm(&mut self, hold: Hold, now: Instant) -> bool {
         self.batch.remove(&hold.request_id);
+        // An engine that uses an id again before it was reported: the earlier blocks are given up.
+        if let Some(before) = self.held.remove(&hold.request_id) {
+            before.lease.inspect(|lease| self.table.end(*lease));
+            self.readers.remove(&hold.request_id);
+        }
         if self.early.remove(&hold.request_id) {
-            // Read and reported already. Whoever comes now is too late.
+            self.readers.remove(&hold.request_id);
             hold.lease.inspect(|lease| self.table.end(*lease));
-            return;
+            return true;
         }
         hold.lease.inspect(|lease| self.table.arm(*lease));
         let remaining = Duration::from_nanos(hold.remaining_ns);
@@ -187,6 +192,7 @@ impl Leases {
                 busy: false,
             },
         );
+        false
     }
 
     /// A reader is through, and says that there are `wanted` of them. They may disagree: blocks are
@@ -203,7 +209,10 @@ impl Leases {
             return ReadDone::Counted;
         }
         if !held {
+            // The request may still be running, whatever the reader says: it is over when it has finished
+            // and its lease comes, not before.
             self.early.insert(request_id.to_owned());
+            return ReadDone::Counted;
         }
         self.complete(request_id);
         ReadDone::Complete

@@ -73,9 +73,9 @@ fn a_reader_may_be_through_before_the_lease_comes() {
     let (mut l, table) = leases(LEASE);
     let now = Instant::now();
     l.in_batch("a".into());
-    assert_eq!(l.read_done("a", 1), ReadDone::Complete);
-    l.arm(hold("a", 30, 1, 1), now);
-    assert_eq!(word(&table, 1), 2, "armed and ended");
+    assert_eq!(l.read_done("a", 1), ReadDone::Counted, "it may be running");
+    assert!(l.arm(hold("a", 30, 1, 1), now), "over at once");
+    assert_eq!(word(&table, 1), 2, "ended");
     assert_eq!(l.held(), 0);
     // The same id again is a new request.
     l.in_batch("a".into());
@@ -152,4 +152,17 @@ fn words_never_fall_and_all_end_with_the_table() {
     assert_eq!(word(&table, 0), 13);
     l.end();
     assert_eq!(word(&table, 0), 14);
+}
+
+#[test]
+fn an_id_that_is_used_again_gives_up_its_first_lease() {
+    let (mut l, table) = leases(LEASE);
+    let now = Instant::now();
+    l.arm(hold("a", 30, 1, 1), now);
+    assert_eq!(l.read_done("a", 2), ReadDone::Counted);
+    assert!(!l.arm(hold("a", 30, 2, 1), now));
+    assert_eq!((word(&table, 1), word(&table, 2)), (2, 1));
+    // The reader of the first use does not count for the second.
+    assert_eq!(l.read_done("a", 2), ReadDone::Counted);
+    assert_eq!(l.read_done("a", 2), ReadDone::Complete);
 }

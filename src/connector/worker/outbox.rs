@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ impl Results {
 pub(super) struct Outbox {
     inside: Mutex<Results>,
     filled: Condvar,
+    /// Nothing more will be put in.
+    ended: AtomicBool,
 }
 
 impl Outbox {
@@ -60,12 +63,19 @@ impl Outbox {
         std::mem::take(&mut lock(&self.inside))
     }
 
-    /// Waits until there is something to take; whether there is.
+    /// Says that nothing more will be put in, so that nobody waits for it.
+    pub(super) fn end(&self) {
+        let _inside = lock(&self.inside);
+        self.ended.store(true, Ordering::Release);
+        self.filled.notify_all();
+    }
+
+    /// Waits until there is something to take, or never will be; whether there is.
     pub(super) fn wait(&self, limit: Duration) -> bool {
         let inside = lock(&self.inside);
-        let waited = self
-            .filled
-            .wait_timeout_while(inside, limit, |r| r.is_empty());
+        let waited = self.filled.wait_timeout_while(inside, limit, |r| {
+            r.is_empty() && !self.ended.load(Ordering::Acquire)
+        });
         let (inside, _) = waited.unwrap_or_else(PoisonError::into_inner);
         !inside.is_empty()
     }

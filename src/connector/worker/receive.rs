@@ -328,7 +328,10 @@ impl Core {
             return;
         };
         let peer = &r.what.peer.engine_id;
-        self.estimates.forget(peer, &r.what.remote_request_id);
+        if result.is_ok() {
+            // After a failure it stays: the same request may be asked for again, and is no younger then.
+            self.estimates.forget(peer, &r.what.remote_request_id);
+        }
         let shared = self.shared.clone();
         shared.stats.record(record_of(&r, &result, record));
         match &result {

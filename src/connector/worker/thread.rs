@@ -46,6 +46,8 @@ const LOOKS: [Duration; 3] = [
     Duration::from_millis(10),
     Duration::from_millis(100),
 ];
+/// How long an estimate of a lease that is over is remembered.
+const REMEMBERED: Duration = Duration::from_secs(3600);
 /// How often it is looked for what is old.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -67,8 +69,19 @@ pub(super) struct Core {
     pub swept: Instant,
 }
 
+/// Tells those who wait that the thread has ended.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.outbox.end();
+    }
+}
+
 impl Core {
     pub(super) fn run(mut self) -> Result<()> {
+        // However this thread ends, nobody waits for it any longer.
+        let _ending = Ending(self.shared.clone());
         loop {
             match self.inbox.recv_timeout(self.nap()) {
                 Ok(Input::Close(drain)) => return self.close(drain),
@@ -132,7 +145,12 @@ impl Core {
             self.leases.forget(id);
         }
         for hold in step.holds {
-            self.safely("a hold", |core| core.leases.arm(hold, now));
+            self.safely("a hold", |core| {
+                let id = hold.request_id.clone();
+                if core.leases.arm(hold, now) {
+                    core.shared.outbox.sent(&id);
+                }
+            });
         }
         for push in step.pushes {
             self.safely("a push", |core| core.push(push));
@@ -237,7 +255,7 @@ impl Core {
         }
         self.swept = now;
         self.give_up_receives(now);
-        self.estimates.prune(self.shared.options.lease, now);
+        self.estimates.prune(REMEMBERED, now);
         // Sooner than the consumer does, so that nothing is written to where it no longer waits.
         let patience = self.shared.options.registration_timeout * 3 / 4;
         self.pushes.forget_older_than(patience, now);
