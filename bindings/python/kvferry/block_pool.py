@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import weakref
 from array import array
 from collections.abc import Iterable, Sequence
 from ctypes import (
@@ -220,6 +221,8 @@ class BlockPool:
         self.num_blocks = num_blocks
         self._handle = handle
         self._finalizer = _lifetime.ends_with(self, lib.kvf_block_pool_destroy, handle.value)
+        #: The last array that :meth:`_nodes` gave out.
+        self._view: weakref.ref[Any] | None = None
 
     def __enter__(self) -> BlockPool:
         return self
@@ -228,7 +231,13 @@ class BlockPool:
         self.close()
 
     def close(self) -> None:
-        """Ends the pool. Using it afterwards is an :class:`errors.InvalidHandleError`."""
+        """Ends the pool. Using it afterwards is an :class:`errors.InvalidHandleError`.
+
+        Raises:
+            BusyError: Somebody still looks into its memory; it is not closed.
+        """
+        if self._view is not None and self._view() is not None:
+            raise errors.BusyError("the pool's memory is still looked into")
         self._finalizer()
 
     # ------------------------------------------------------------------------ blocks
@@ -310,13 +319,18 @@ class BlockPool:
         return bool(writable.value)
 
     def _nodes(self) -> Any:
-        """The pool's memory as an array of kvf_block_node, and one more behind it. Read only, and only
-        as long as the pool is not closed; kvf_block_pool_nodes() says what is in it."""
+        """The pool's memory as an array of kvf_block_node, and one more behind it. Read only; the pool
+        stays as long as the array does. kvf_block_pool_nodes() says what is in it."""
+        if self._view is not None and (given := self._view()) is not None:
+            return given
         first = POINTER(kvf_block_node)()
         errors.check(lib.kvf_block_pool_nodes(self._handle, first))
         array_type = kvf_block_node * (self.num_blocks + 1)
         nodes = array_type.from_address(ctypes.addressof(first.contents))
         nodes.pool = self  # alive as long as its memory can be looked into
+        # Which may be longer than the interpreter runs its exit handlers.
+        self._finalizer.atexit = False
+        self._view = weakref.ref(nodes)
         return nodes
 
     @property

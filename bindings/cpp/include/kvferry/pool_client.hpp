@@ -30,6 +30,14 @@ struct pool_client_options {
 // returns its number, by which the results are asked for. Inputs are copied.
 class pool_batch {
  public:
+  pool_batch() = default;
+  // The operations point into what is kept here, which stays where it is when a batch is moved. A copy's
+  // would point into the original.
+  pool_batch(const pool_batch&) = delete;
+  pool_batch& operator=(const pool_batch&) = delete;
+  pool_batch(pool_batch&&) = default;
+  pool_batch& operator=(pool_batch&&) = default;
+
   // What kind it is, and whatever else it needs: for what has no method of its own. Its inputs are
   // borrowed until the batch has been run.
   std::size_t add(const kvf_pool_op& op) {
@@ -201,8 +209,13 @@ class pool_client {
   kvf_pool_client handle() const noexcept { return handle_.get(); }
 
   // Carries out a batch in one round trip. A failure is the first operation's that has one, or that
-  // of the call, after which no operation has an outcome.
+  // of the call, after which all operations count as canceled.
   result<void> try_run(pool_batch& batch, bool stop_on_error = false) {
+    for (kvf_pool_op& op : batch.ops_) {
+      op.status = KVF_ERR_CANCELED;
+      op.out_len = 0;
+      op.message[0] = '\0';
+    }
     return detail::done(kvf_pool_client_run(handle(), batch.ops_.data(), batch.ops_.size(),
                                             stop_on_error ? 1 : 0));
   }

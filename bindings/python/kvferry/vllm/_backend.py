@@ -10,8 +10,8 @@ to it what vLLM asks of single blocks so often that no call may be needed for it
 
 from __future__ import annotations
 
-import itertools
 import os
+import uuid
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -27,8 +27,6 @@ POLICY = "KVFERRY_BLOCK_POOL_POLICY"
 
 #: Where the server listens.
 ADDRESS = "KV_CACHE_SOCKET_PATH"
-
-_numbers = itertools.count()
 
 
 def wanted() -> str:
@@ -54,10 +52,18 @@ def open_pool(num_blocks: int, caching: bool, events: bool) -> Local | Mirrored:
     if wanted() == "server":
         from ..pool_client import DEFAULT_ADDRESS, PoolClient
 
-        # A pool of its own: what is kept of it here would not be right of a shared one.
-        name = f"vllm-{os.getpid()}-{next(_numbers)}"
+        # A pool of its own: what is kept of it here would not be right of a shared one. Process ids
+        # would be the same in two containers.
+        name = f"vllm-{uuid.uuid4().hex}"
         address = os.environ.get(ADDRESS, DEFAULT_ADDRESS)
-        return Mirrored(PoolClient(address, num_blocks, caching, pool=name, **options))
+        client = PoolClient(address, num_blocks, caching, pool=name, **options)
+        free = client.num_free
+        if free != num_blocks - 1:
+            client.close()
+            raise errors.InvalidStateError(
+                f"pool {name!r} was to be new, but {free} of {num_blocks} blocks are free"
+            )
+        return Mirrored(client)
     return Local(BlockPool(num_blocks, caching, **options))
 
 

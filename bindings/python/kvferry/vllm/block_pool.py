@@ -384,7 +384,7 @@ class BlockPool(StockPool):
         # A key for more tokens would drive out the others here; whoever wants that has removed them.
         tokens = self._pool.keys(block)[1] or num_tokens or 0
         self._pool.cache_partial(block, block_hash, tokens, group=group)
-        self._pool.take_events()  # the caller has its own
+        self._drop_events()
 
     def _remove_cached_block_hashes(self, block: KVCacheBlock) -> list[Any]:
         if not self._owns(block):
@@ -392,8 +392,13 @@ class BlockPool(StockPool):
         removed = self._keys_of(block.block_id)
         if removed:
             self._pool.evict([block])
-            self._pool.take_events()  # the caller has its own
+            self._drop_events()
         return removed
+
+    def _drop_events(self) -> None:
+        """Forgets what was just done: the caller has events of its own for it."""
+        if self.enable_kv_cache_events:
+            self._pool.take_events()
 
     def _collect_events(self) -> None:
         """What our pool removed, as vLLM's events. What it stored is not taken from it: only the
