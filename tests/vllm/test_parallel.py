@@ -43,6 +43,7 @@ def compare(pair: Pair) -> None:
     assert [a.tokens for a in together] == [pair.alone(t, TOKENS).tokens for t in texts]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("prefill", "decode"), [(2, 1), (1, 2)])
 def test_ours_from_ours(engines, prefill, decode):
     compare(Pair(engines[f"ours-{prefill}"], engines[f"ours-{decode}"]))
