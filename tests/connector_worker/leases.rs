@@ -170,8 +170,10 @@ fn a_reader_may_be_through_before_the_lease_comes() {
     receive.lease = lease(0, 1);
     d.receive(receive);
     d.received("D");
-    p.sent("P");
+    // The reader is through and has said so, but the request may still be running: it is reported when it
+    // has finished, and at once then.
     p.hold("P", lease(0, 1), LEASE);
+    p.sent("P");
     p.step(&Step {
         forget: vec!["Q".into()],
         ..Step::default()

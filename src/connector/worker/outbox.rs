@@ -31,8 +31,11 @@ impl Results {
     }
 }
 
+/// Reports are noted one by one and published together, after the counts of what there is
+/// ([`super::WorkerState`]): whoever has heard that a request is over does not find it counted.
 #[derive(Default)]
 pub(super) struct Outbox {
+    noted: Mutex<Results>,
     inside: Mutex<Results>,
     filled: Condvar,
     /// Nothing more will be put in.
@@ -41,20 +44,31 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub(super) fn sent(&self, request_id: &str) {
-        lock(&self.inside).sent.push(request_id.to_owned());
-        self.filled.notify_all();
+        lock(&self.noted).sent.push(request_id.to_owned());
     }
 
     pub(super) fn received(&self, request_id: &str) {
-        lock(&self.inside).received.push(request_id.to_owned());
-        self.filled.notify_all();
+        lock(&self.noted).received.push(request_id.to_owned());
     }
 
     pub(super) fn failed(&self, request_id: &str, blocks: &[u32]) {
+        let mut noted = lock(&self.noted);
+        noted.received.push(request_id.to_owned());
+        noted.failed.push(request_id.to_owned());
+        noted.failed_blocks.extend_from_slice(blocks);
+    }
+
+    /// Lets the engine see what has been noted.
+    pub(super) fn publish(&self) {
+        let noted = std::mem::take(&mut *lock(&self.noted));
+        if noted.is_empty() {
+            return;
+        }
         let mut inside = lock(&self.inside);
-        inside.received.push(request_id.to_owned());
-        inside.failed.push(request_id.to_owned());
-        inside.failed_blocks.extend_from_slice(blocks);
+        inside.sent.extend(noted.sent);
+        inside.received.extend(noted.received);
+        inside.failed.extend(noted.failed);
+        inside.failed_blocks.extend(noted.failed_blocks);
         drop(inside);
         self.filled.notify_all();
     }

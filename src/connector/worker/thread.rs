@@ -267,6 +267,7 @@ impl Core {
         unload.iter().for_each(|link| self.context.unload(link));
     }
 
+    /// Shows what there is, and then what has become of requests.
     fn publish(&self) {
         let s = &self.shared.state;
         s.receives.store(self.receives.len(), Ordering::Release);
@@ -275,6 +276,7 @@ impl Core {
         s.handshakes
             .store(self.handshakes.outstanding(), Ordering::Release);
         s.pushes.store(self.pushes.len(), Ordering::Release);
+        self.shared.outbox.publish();
     }
 
     /// Ends everything: transfers first, then what they need.
