@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
-import tomllib
 
 import pytest
 
 pytest.importorskip("vllm")
 from harness import models
+from harness.installed import entry_points
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from kvferry import pool_client
+
 # Seconds; starting an engine takes one minute on an idle machine.
 LIMIT = float(os.environ.get("KVF_VLLM_START_LIMIT", 800))
 
@@ -50,18 +50,6 @@ print("REPORT " + json.dumps(report))
 """
 
 
-def entry_points(folder: pathlib.Path) -> pathlib.Path:
-    """What an installed package says of itself, from pyproject.toml: how vLLM finds the plugin."""
-    project = tomllib.loads((ROOT / "bindings/python/pyproject.toml").read_text())["project"]
-    points = project["entry-points"]["vllm.general_plugins"]
-    info = folder / "kvferry-0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kvferry\nVersion: 0\n")
-    lines = [f"{name} = {target}" for name, target in points.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[vllm.general_plugins]", *lines, ""]))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     """What engines with different pools reported; they run side by side."""
@@ -82,6 +70,15 @@ def reports(tmp_path_factory):
         "lru": {"KVFERRY_BLOCK_POOL": "local", "KVFERRY_BLOCK_POOL_POLICY": "lru"},
         "default": {"KVFERRY_BLOCK_POOL": "local"},
     }
+    with pool_client.serve() as server:
+        wanted["server"] = {
+            **{"KVFERRY_BLOCK_POOL": "server", "KVFERRY_BLOCK_POOL_POLICY": "lru"},
+            "KV_CACHE_SOCKET_PATH": server.address,
+        }
+        yield run(model, common, wanted)
+
+
+def run(model, common: dict[str, str], wanted: dict[str, dict[str, str]]) -> dict:
     running = {
         name: subprocess.Popen(
             [sys.executable, "-c", ENGINE, str(model)],
@@ -108,10 +105,11 @@ def reports(tmp_path_factory):
 
 def test_each_engine_had_its_pool(reports):
     assert reports["vllm"]["pool"] == "vllm.v1.core.block_pool"
-    assert reports["lru"]["pool"] == reports["default"]["pool"] == "kvferry.vllm.block_pool"
+    ours = {reports[name]["pool"] for name in ("lru", "default", "server")}
+    assert ours == {"kvferry.vllm.block_pool"}
 
 
-@pytest.mark.parametrize("policy", ["lru", "default"])
+@pytest.mark.parametrize("policy", ["lru", "default", "server"])
 def test_same_tokens(reports, policy):
     assert reports[policy]["tokens"] == reports["vllm"]["tokens"]
     assert len(set(map(tuple, reports["vllm"]["tokens"]))) > 8  # the prompts matter
@@ -120,5 +118,6 @@ def test_same_tokens(reports, policy):
     assert reports[policy]["usage"] == 0 and stats["free"] == stats["blocks"] - 1
 
 
-def test_lru_hits_what_vllm_hits(reports):
-    assert reports["lru"]["cached"] == reports["vllm"]["cached"] > 0
+@pytest.mark.parametrize("name", ["lru", "server"])
+def test_lru_hits_what_vllm_hits(reports, name):
+    assert reports[name]["cached"] == reports["vllm"]["cached"] > 0

@@ -9,6 +9,7 @@ from harness.prompts import prompt
 from harness.router import Pair
 
 TOKENS = 16
+NICE = {"KVF_TEST_NICE": "1"}  # see tests/vllm/hooks
 _seeds = itertools.count(2000)
 
 
@@ -28,8 +29,8 @@ def stock(fleet):
     return {
         e.settings.name: e
         for e in fleet(
-            ("stock-1", {"role": "kv_both", "connector": "stock"}),
-            ("stock-2", {"role": "kv_both", "connector": "stock", "tp": 2}),
+            ("stock-1", {"role": "kv_both", "connector": "stock", "env": NICE}),
+            ("stock-2", {"role": "kv_both", "connector": "stock", "tp": 2, "env": NICE}),
         )
     }
 
@@ -43,7 +44,6 @@ def compare(pair: Pair) -> None:
     assert [a.tokens for a in together] == [pair.alone(t, TOKENS).tokens for t in texts]
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(("prefill", "decode"), [(2, 1), (1, 2)])
 def test_ours_from_ours(engines, prefill, decode):
     compare(Pair(engines[f"ours-{prefill}"], engines[f"ours-{decode}"]))

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 HOST = "127.0.0.1"
@@ -86,6 +87,7 @@ class Settings:
     dtype: str = "float32"
     args: tuple[str, ...] = ()
     env: dict[str, str] = dataclasses.field(default_factory=dict)
+    path: tuple[str, ...] = ()  # more folders for PYTHONPATH
 
 
 class Engine:
@@ -171,21 +173,28 @@ class Engine:
         command = draft.rename(self.hooks / "flip")
         wait_for("bit flipped", lambda: not command.exists(), 30)
 
-    def workers(self) -> list[int]:
-        """Process ids of the workers, which move the bytes."""
+    def _processes(self) -> Iterator[tuple[pathlib.Path, list[str]]]:
+        """Its processes' folders in /proc, and what stat says of each behind the name."""
         assert self._process is not None
-        found = []
         for entry in pathlib.Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
             try:
-                title = (entry / "cmdline").read_bytes()
-                group = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[2])
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
             except OSError:
                 continue  # it ended
-            if group == self._process.pid and b"VLLM::Worker" in title:
-                found.append(int(entry.name))
-        return found
+            if int(fields[2]) == self._process.pid:
+                yield entry, fields
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers, which move the bytes."""
+        titles = {int(e.name): (e / "cmdline").read_bytes() for e, _ in self._processes()}
+        return [pid for pid, title in titles.items() if b"VLLM::Worker" in title]
+
+    def cpu_seconds(self) -> float:
+        """What all its processes have used so far."""
+        ticks = sum(int(fields[11]) + int(fields[12]) for _, fields in self._processes())
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def freeze(self) -> None:
         """Stops the workers; handshakes are still answered, by the engine core."""
@@ -195,6 +204,13 @@ class Engine:
     def thaw(self) -> None:
         for pid in self.workers():
             os.kill(pid, signal.SIGCONT)
+
+    def pause(self) -> None:
+        """Stops all its processes, so that they take no time from others."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self._process.pid, signal.SIGCONT)
 
     # --- asking it ---
 
@@ -320,7 +336,9 @@ class Engine:
             "VLLM_SSM_CONV_STATE_LAYOUT": "DS",
             "PYTHONUNBUFFERED": "1",
             "KVF_TEST_HOOKS": str(self.hooks),
-            "PYTHONPATH": os.pathsep.join([str(HOOKS), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(HOOKS), *self.settings.path, os.environ.get("PYTHONPATH", "")]
+            ),
         }
         if self.settings.tp > 1:
             cores = sorted(os.sched_getaffinity(0))

@@ -1,7 +1,11 @@
-"""A vLLM plugin for tests only: damages the KV cache of an engine on command.
+"""A vLLM plugin for tests only: damages the KV cache of an engine on command, and lets engines share
+few cores.
 
 The engine is started with ``KVF_TEST_HOOKS`` naming a folder. A test that writes ``LAYER BLOCK`` into
 the file ``flip`` there has one bit of that block changed, and sees the file disappear when it is done.
+With ``KVF_TEST_NICE`` the threads that the connector starts let others go first: the stock connector's
+never sleep, and vLLM ties them to the core of the model's thread, which with tensor parallelism waits in
+every layer for a rank that waits for its core.
 """
 
 from __future__ import annotations
@@ -22,10 +26,15 @@ def register() -> None:
     if getattr(KVConnectorFactory, "kvf_test_hooks", False):
         return
     KVConnectorFactory.kvf_test_hooks = True
+    _sleep_between_looks()
     create = KVConnectorFactory.create_connector
 
     def create_connector(config, role, kv_cache_config):
+        before = set(os.listdir("/proc/self/task"))
         connector = create(config, role, kv_cache_config)
+        if os.environ.get("KVF_TEST_NICE"):
+            for thread in set(os.listdir("/proc/self/task")) - before:
+                os.setpriority(os.PRIO_PROCESS, int(thread), 19)
         if role == KVConnectorRole.WORKER:
             register_kv_caches = connector.register_kv_caches
 
@@ -38,6 +47,16 @@ def register() -> None:
         return connector
 
     KVConnectorFactory.create_connector = create_connector
+
+
+def _sleep_between_looks() -> None:
+    """vLLM's processes wait for each other with sched_yield in a loop, all the time while an engine holds
+    blocks for a reader. Where there are more such processes than cores they starve all others, on some
+    kernels for as long as the lease lasts: the HTTP servers, and the progress of the transfers too.
+    """
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    shm_broadcast.sched_yield = lambda: time.sleep(100e-6)
 
 
 def _obey(kv_caches, folder: pathlib.Path) -> None:
