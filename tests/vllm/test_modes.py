@@ -1,12 +1,12 @@
-"""Other ways to run two engines than pull over NIXL: push, reading back, recomputing what did not
-arrive, the built-in transport, and a configuration written for the stock connector."""
+"""Other ways to run two engines than pull over NIXL: reading back, recomputing what did not arrive, the
+built-in transport, and a configuration written for the stock connector."""
 
 from __future__ import annotations
 
 import itertools
 
 import pytest
-from harness.engine import HOST, read_completion, wait_for
+from harness.engine import wait_for
 from harness.installed import entry_points
 from harness.prompts import prompt
 from harness.router import Pair
@@ -19,74 +19,21 @@ LENGTHS = (5, 128, 700, 3000)
 BYTES = "vllm:nixl_bytes_transferred_sum"
 FAILED = "vllm:nixl_num_failed_transfers_total"
 _seeds = itertools.count(4000)
-_ids = itertools.count(1)
 
 
 def moved(engine, before: float = 0.0) -> float:
     return wait_for(f"bytes moved by {engine.settings.name}", lambda: engine.metric(BYTES) - before, 30)
 
 
-# --- push ---
-
-
-@pytest.fixture(scope="module")
-def push(fleet):
-    wanted = {
-        "ours": {"kv_connector": "KvFerryPushConnector", "kv_connector_module_path": "kvferry.vllm"},
-        "stock": {"kv_connector": "NixlPushConnector"},
-    }
-    engines = fleet(
-        *(
-            (name, {"role": "kv_both", "config": {**wanted[kind], "engine_id": f"engine-{name}"}})
-            for name, kind in (("push-1", "ours"), ("push-2", "ours"), ("push-stock", "stock"))
-        )
-    )
-    yield engines
-    for engine in engines:
-        engine.stop()
-
-
-def pushed(prefill, decode, text: list[int]):
-    """Both legs at once under one id, as a router does that knows the prefill engine's address."""
-    name = f"push-{next(_ids)}"
-    first = {"do_remote_decode": True, "do_remote_prefill": False}
-    second = {
-        "do_remote_decode": False,
-        "do_remote_prefill": True,
-        "remote_engine_id": prefill.settings.config["engine_id"],
-        "remote_request_id": name,
-        "remote_host": HOST,
-        "remote_port": prefill.side_channel,
-        "tp_size": 1,
-    }
-    waiting = decode.open_completion(text, TOKENS, params=second, request_id=name)
-    try:
-        prefill.complete(text, 1, params=first, request_id=name)
-        return read_completion(waiting, 0.0)
-    finally:
-        waiting.close()
-
-
-@pytest.mark.parametrize(("writer", "reader"), [(0, 1), (0, 2), (2, 0)], ids=["ours", "to-stock", "from-stock"])
-def test_push(push, writer, reader):
-    prefill, decode = push[writer], push[reader]
-    for length in LENGTHS:
-        text = prompt(length, next(_seeds))
-        before = prefill.metric(BYTES)
-        tokens = pushed(prefill, decode, text).tokens
-        assert moved(prefill, before) > 0
-        assert tokens == decode.complete(text, TOKENS, salt=f"alone-{next(_ids)}").tokens, length
-
-
 # --- reading back ---
 
 
-@pytest.fixture(scope="module", params=["ours", "stock"])
+@pytest.fixture(params=["ours", "stock"])
 def both_ways(request, fleet):
     """Ours as the prefill engine that reads back, from a decode engine of either kind."""
     extra = {"bidirectional_kv_xfer": True}
     engines = fleet(
-        ("back-prefill", {"role": "kv_both", "connector": "ours", "extra": extra}),
+        (f"back-prefill-{request.param}", {"role": "kv_both", "connector": "ours", "extra": extra}),
         (f"back-decode-{request.param}", {"role": "kv_both", "connector": request.param, "extra": extra}),
     )
     yield Pair(*engines)
@@ -112,7 +59,7 @@ def test_second_turn_reads_back(both_ways):
 # --- recomputing ---
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def recompute(fleet):
     policy = {"kv_load_failure_policy": "recompute"}
     engines = fleet(
@@ -145,7 +92,7 @@ def test_what_did_not_arrive_is_computed(recompute):
 # --- the built-in transport ---
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def local(fleet):
     extra = {"kvferry_transport": "local"}
     engines = fleet(
@@ -171,7 +118,7 @@ def test_local(local):
 # --- a configuration of the stock connector ---
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def replaced(fleet, tmp_path_factory):
     """One engine whose environment puts kvferry in stock's place, and a stock one; the entry point is
     found as pip would have installed it."""
