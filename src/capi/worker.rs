@@ -1,6 +1,6 @@
 //! Connector, worker half: one rank's transfers, leases and peers.
 
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -290,6 +290,22 @@ pub unsafe extern "C" fn kvf_worker_wait(
             .get(worker.id)?
             .wait(Duration::from_millis(timeout_ms));
         ready.write(there.into());
+        Ok(())
+    })
+}
+
+/// A file descriptor that is readable while there is something to poll, for event loops. It belongs
+/// to the worker and is closed with it: wait on it, do not read or close it.
+///
+/// An engine that has nothing to compute may sleep on it, beside whatever else it waits for, but not
+/// for long while its scheduler half keeps or awaits blocks: heartbeats go out in steps. Any thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_worker_event_fd(worker: kvf_worker, fd: *mut c_int) -> kvf_status {
+    guard(|| {
+        // SAFETY: the caller's contract.
+        let fd = unsafe { out(fd, "fd") }?;
+        fd.write(WORKERS.get(worker.id)?.event_fd());
         Ok(())
     })
 }

@@ -461,6 +461,19 @@ pub fn next(worker: &Worker) -> Results {
     found
 }
 
+/// Whether a descriptor becomes readable within `limit`.
+pub fn readable(fd: std::os::fd::RawFd, limit: Duration) -> bool {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one live entry.
+    let n = unsafe { libc::poll(&raw mut poll, 1, limit.as_millis() as i32) };
+    assert!(n >= 0, "{}", std::io::Error::last_os_error());
+    n == 1 && poll.revents & libc::POLLIN != 0
+}
+
 pub fn lease(slot: u32, generation: u64) -> Option<LeaseRef> {
     Some(LeaseRef { slot, generation })
 }

@@ -1218,6 +1218,7 @@ FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "kvf_worker_poll": (c_int32, (_HANDLE, POINTER(kvf_worker_results))),
     "kvf_worker_results_free": (None, (POINTER(kvf_worker_results),)),
     "kvf_worker_wait": (c_int32, (_HANDLE, c_uint64, POINTER(c_uint8))),
+    "kvf_worker_event_fd": (c_int32, (_HANDLE, POINTER(c_int))),
     "kvf_worker_take_stats": (c_int32, (_HANDLE, POINTER(kvf_buffer))),
     "kvf_worker_take_records": (c_int32, (_HANDLE, POINTER(kvf_buffer))),
     "kvf_worker_state_get": (c_int32, (_HANDLE, POINTER(kvf_worker_state))),

@@ -34,6 +34,7 @@
 //! writes, `notify` messages, `peers` who is known, `handshake` how they become known, `link` what that
 //! gives, `stats` and `outbox` what comes out.
 
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -144,7 +145,7 @@ impl Worker {
         let table = Arc::new(LeaseTable::new(agent.clone())?);
         let shared = Arc::new(Shared {
             options: options.clone(),
-            outbox: Outbox::default(),
+            outbox: Outbox::new()?,
             stats: Stats::default(),
             state: StateCells::default(),
             nudged: AtomicBool::new(false),
@@ -278,6 +279,12 @@ impl Worker {
     /// that have nothing else to do.
     pub fn wait(&self, limit: Duration) -> bool {
         self.shared.outbox.wait(limit)
+    }
+
+    /// A descriptor that is readable while there is something to poll. It belongs to the worker: do not
+    /// read or close it.
+    pub fn event_fd(&self) -> RawFd {
+        self.shared.outbox.fd()
     }
 
     /// Figures since the last call, as a JSON object of lists by vLLM's names; `{}` if there are none.

@@ -155,6 +155,13 @@ class worker {
     if (s != KVF_OK) return detail::last(s);
     return ready != 0;
   }
+  // Readable while there is something to poll. Belongs to the worker: do not read or close it.
+  result<int> try_event_fd() const {
+    int fd = -1;
+    const kvf_status s = kvf_worker_event_fd(handle(), &fd);
+    if (s != KVF_OK) return detail::last(s);
+    return fd;
+  }
   // Figures since the last call as JSON: lists by the names of vLLM's statistics.
   result<std::string> try_take_stats() {
     kvf_buffer taken{nullptr, 0};
@@ -186,6 +193,7 @@ class worker {
   void step(byte_view bytes_of_step) { try_step(bytes_of_step).value(); }
   worker_results poll() { return try_poll().value(); }
   bool wait(std::chrono::milliseconds limit) { return try_wait(limit).value(); }
+  int event_fd() const { return try_event_fd().value(); }
   std::string take_stats() { return try_take_stats().value(); }
   std::string take_records() { return try_take_records().value(); }
   worker_state state() const { return try_state().value(); }
