@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kvferry/agent.hpp"
+#include "kvferry/kv_cache.hpp"
 #include "kvferry/queue.hpp"
 #include "kvferry/result.hpp"
 #include "kvferry/scheduler.hpp"
@@ -114,6 +115,12 @@ class worker {
   kvf_worker handle() const noexcept { return handle_.get(); }
 
   // Registers the rank's KV cache. Once, before anything else.
+  result<void> try_register_kv(const kv_cache& cache) {
+    const auto sound = detail::c_kv_cache::check(cache);
+    if (!sound) return sound.error();
+    return try_register_kv(*detail::c_kv_cache(cache).get());
+  }
+  // The same with the struct of C.
   result<void> try_register_kv(const kvf_kv_cache& cache) {
     return detail::done(kvf_worker_register_kv(handle(), &cache));
   }
@@ -188,6 +195,7 @@ class worker {
 #if KVFERRY_EXCEPTIONS
   worker(const agent& owner, const worker_options& options)
       : worker(try_create(owner, options).value()) {}
+  void register_kv(const kv_cache& cache) { try_register_kv(cache).value(); }
   void register_kv(const kvf_kv_cache& cache) { try_register_kv(cache).value(); }
   bytes payload() const { return try_payload().value(); }
   void step(byte_view bytes_of_step) { try_step(bytes_of_step).value(); }
