@@ -243,6 +243,10 @@ layout!(kvf_worker_options, 120, 8;
 layout!(kvf_worker_results, 80, 8;
     sent 0, sent_len 8, received 16, received_len 24, failed 32, failed_len 40, failed_blocks 48,
     failed_blocks_len 56, storage 64, has_stats 72, reserved 73);
+layout!(kvf_worker_record, 120, 8;
+    request_id 0, engine_id 8, message 16, kind 24, status 28, arrived_ns 32, queued_ns 40,
+    planned_ns 48, posted_ns 56, finished_ns 64, bytes 72, descriptors 80, reserved 88);
+layout!(kvf_worker_record_list, 24, 8; items 0, len 8, storage 16);
 layout!(kvf_worker_state, 64, 8;
     receives 0, holds 8, pushes 16, peers 24, handshakes 32, reserved 40);
 layout!(kvf_block_pool, 8, 8; id 0);

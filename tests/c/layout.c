@@ -641,6 +641,26 @@ FIELD(kvf_worker_results, storage, 64);
 FIELD(kvf_worker_results, has_stats, 72);
 FIELD(kvf_worker_results, reserved, 73);
 
+SIZE(kvf_worker_record, 120, 8);
+FIELD(kvf_worker_record, request_id, 0);
+FIELD(kvf_worker_record, engine_id, 8);
+FIELD(kvf_worker_record, message, 16);
+FIELD(kvf_worker_record, kind, 24);
+FIELD(kvf_worker_record, status, 28);
+FIELD(kvf_worker_record, arrived_ns, 32);
+FIELD(kvf_worker_record, queued_ns, 40);
+FIELD(kvf_worker_record, planned_ns, 48);
+FIELD(kvf_worker_record, posted_ns, 56);
+FIELD(kvf_worker_record, finished_ns, 64);
+FIELD(kvf_worker_record, bytes, 72);
+FIELD(kvf_worker_record, descriptors, 80);
+FIELD(kvf_worker_record, reserved, 88);
+
+SIZE(kvf_worker_record_list, 24, 8);
+FIELD(kvf_worker_record_list, items, 0);
+FIELD(kvf_worker_record_list, len, 8);
+FIELD(kvf_worker_record_list, storage, 16);
+
 SIZE(kvf_worker_state, 64, 8);
 FIELD(kvf_worker_state, receives, 0);
 FIELD(kvf_worker_state, holds, 8);

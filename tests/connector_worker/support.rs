@@ -414,7 +414,7 @@ impl Engine {
             let records = self.ranks[i].worker.take_records();
             let record = records.iter().rfind(|r| r.request_id == id);
             let record = record.expect("a record");
-            format!("{}: {}", record.status, record.message)
+            format!("{}: {}", record.status.name(), record.message)
         };
         self.next().into_iter().enumerate().map(check).collect()
     }

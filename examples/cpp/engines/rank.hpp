@@ -95,7 +95,7 @@ class rank {
   // Readable when run() will find that a transfer has ended.
   int event_fd() const { return worker_.event_fd(); }
   kvferry::worker_state state() const { return worker_.state(); }
-  std::string take_records() { return worker_.take_records(); }
+  std::vector<kvferry::worker_record> take_records() { return worker_.take_record_list(); }
   std::size_t block_bytes() const { return memory_.block_bytes(); }
 
   // One step. The transfers that it asks for run beside the model, on the worker's threads: neither

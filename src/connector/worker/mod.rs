@@ -71,7 +71,7 @@ mod written;
 
 pub use options::WorkerOptions;
 pub use outbox::Results;
-pub use stats::RequestRecord;
+pub use stats::{RecordKind, RequestRecord};
 
 use handshake::{Context, Handshakes};
 use leases::{LeaseTable, Leases};

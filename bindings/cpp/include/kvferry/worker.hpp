@@ -53,10 +53,49 @@ struct worker_results {
   bool empty() const noexcept { return sent.empty() && received.empty(); }
 };
 
+// Which way a request went.
+enum class record_kind : std::uint32_t {
+  receive = KVF_RECORD_RECEIVE,
+  push = KVF_RECORD_PUSH,
+};
+
+// What became of one request; see kvf_worker_record.
+struct worker_record {
+  std::string request_id;
+  std::string engine_id;
+  record_kind kind = record_kind::receive;
+  kvferry::status status = kvferry::status::ok;
+  std::string message;
+  std::uint64_t arrived_ns = 0;
+  std::uint64_t queued_ns = 0;
+  std::uint64_t planned_ns = 0;
+  std::uint64_t posted_ns = 0;
+  std::uint64_t finished_ns = 0;
+  std::uint64_t bytes = 0;
+  std::uint64_t descriptors = 0;
+};
+
 using worker_state = kvf_worker_state;
 
 namespace detail {
 inline void end_worker(kvf_worker worker) { (void)kvf_worker_destroy(worker, 0); }
+
+using worker_record_list = given<kvf_worker_record_list, kvf_worker_record_list_free>;
+
+inline worker_record record_of(const kvf_worker_record& r) {
+  return {r.request_id,
+          r.engine_id,
+          static_cast<record_kind>(r.kind),
+          static_cast<status>(r.status),
+          r.message,
+          r.arrived_ns,
+          r.queued_ns,
+          r.planned_ns,
+          r.posted_ns,
+          r.finished_ns,
+          r.bytes,
+          r.descriptors};
+}
 
 inline result<std::string> text_of(kvf_status status, kvf_buffer& taken) {
   if (status != KVF_OK) return last(status);
@@ -174,7 +213,17 @@ class worker {
     kvf_buffer taken{nullptr, 0};
     return detail::text_of(kvf_worker_take_stats(handle(), &taken), taken);
   }
-  // Records of the requests that are over since the last call: JSON objects, one per line.
+  // Records of the requests that are over since the last call.
+  result<std::vector<worker_record>> try_take_record_list() {
+    detail::worker_record_list taken;
+    const kvf_status s = kvf_worker_take_record_list(handle(), &taken);
+    if (s != KVF_OK) return detail::last(s);
+    std::vector<worker_record> out;
+    out.reserve(taken.len);
+    for (std::size_t i = 0; i < taken.len; i++) out.push_back(detail::record_of(taken.items[i]));
+    return out;
+  }
+  // The same as JSON objects, one per line.
   result<std::string> try_take_records() {
     kvf_buffer taken{nullptr, 0};
     return detail::text_of(kvf_worker_take_records(handle(), &taken), taken);
@@ -203,6 +252,7 @@ class worker {
   bool wait(std::chrono::milliseconds limit) { return try_wait(limit).value(); }
   int event_fd() const { return try_event_fd().value(); }
   std::string take_stats() { return try_take_stats().value(); }
+  std::vector<worker_record> take_record_list() { return try_take_record_list().value(); }
   std::string take_records() { return try_take_records().value(); }
   worker_state state() const { return try_state().value(); }
   void close(std::chrono::milliseconds drain = {}) { try_close(drain).value(); }
