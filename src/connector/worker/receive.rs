@@ -257,6 +257,8 @@ impl Core {
         let now = Instant::now();
         self.peers.end(&key, now);
         let remote_id = r.what.remote_request_id.clone();
+        // The queue tells the producer when all bytes are in, whatever is thought of them here.
+        let told = done.result.is_ok();
         let result = match (&link, done.result) {
             (Some(link), Ok(())) => self.check_expiry(&r.what, link, now, 0.0),
             (_, other) => other,
@@ -266,8 +268,8 @@ impl Core {
         }
         if let (Some(link), Err(e)) = (&link, &result) {
             if self.is_lost(link, e) {
-                self.peers.lost(&key, now);
-            } else if canceled {
+                self.lose(&key, link, now);
+            } else if canceled && !told {
                 self.tell_done(link, &remote_id);
             }
         }
