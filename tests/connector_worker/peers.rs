@@ -182,6 +182,49 @@ fn a_peer_that_has_registered_anew_is_met_anew() {
     d.at_rest(0);
 }
 
+/// The link is in use when a request comes that needs a newer one: it waits, and is kept alive meanwhile.
+#[test]
+fn a_peer_that_registers_anew_while_it_is_read_from() {
+    let (mut p, d) = Engine::pair("test");
+    round_trip(&mut p, &d, 1, &two(), 0);
+    script(d.agent(), &[("hold", "1")]);
+    p.keep("P", &two(), lease(8, 1), LEASE);
+    let mut receive = d.receive_of("old", &p, "P", &two());
+    receive.lease = lease(8, 1);
+    d.receive(receive);
+    eventually("a read under way", || flying(d.agent()) > 0);
+    let (soon, later) = (Duration::from_secs(1), Duration::from_millis(1200));
+    let other = lists(&[10, 11], &[12, 13], 0);
+    p.keep("Q", &other, lease(9, 1), soon);
+    p.hold("clock", None, later);
+    let mut receive = d.receive_of("new", &p, "Q", &other);
+    receive.lease = lease(9, 1);
+    receive.registration = 1;
+    d.receive(receive);
+    d.heartbeat(&p, &["Q"]);
+    // Q's lease would have ended before.
+    p.sent("clock");
+    assert!(d.worker().poll().is_empty());
+    assert_eq!(d.worker().state().receives, 2);
+    assert_eq!(d.worker().state().handshakes, 0);
+    script(d.agent(), &[("hold", "0")]);
+    let mut received = Vec::new();
+    eventually("both", || {
+        let results = d.worker().poll();
+        assert!(results.failed.is_empty(), "{results:?}");
+        received.extend(results.received);
+        received.len() == 2
+    });
+    assert_eq!(received, ["old", "new"]);
+    let mut sent = Vec::new();
+    eventually("both", || {
+        sent.extend(p.worker().poll().sent);
+        sent.len() == 2
+    });
+    d.at_rest(1);
+    p.at_rest(0);
+}
+
 #[test]
 fn an_engine_that_reads_from_two_at_once() {
     let (mut p, d) = Engine::pair("local");

@@ -273,6 +273,7 @@ impl Core {
                 self.tell_done(link, &remote_id);
             }
         }
+        self.renew(&key);
         self.finish(&id, result, &done.record);
     }
 

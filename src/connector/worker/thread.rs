@@ -208,6 +208,16 @@ impl Core {
         wanted
     }
 
+    /// Nothing moves with a peer any more: if it has published anew, now is the time to shake hands.
+    pub(super) fn renew(&mut self, key: &Key) {
+        let mut unload = Vec::new();
+        let task = self.peers.renew(key, &mut unload);
+        unload.iter().for_each(|link| self.context.unload(link));
+        if let (Some(task), Some(cache)) = (task, self.cache.clone()) {
+            self.handshakes.start(task, cache);
+        }
+    }
+
     fn shaken(&mut self, task: &Task, result: Result<Link>) {
         let now = Instant::now();
         let (waiting, outcome) = match result {
@@ -226,8 +236,13 @@ impl Core {
                 (self.peers.failed(task, now), Err(e))
             }
         };
+        self.tell(waiting, &outcome);
+    }
+
+    /// Those who have waited for this peer go on, or fail.
+    fn tell(&mut self, waiting: Vec<Waiting>, outcome: &Result<Arc<Link>>) {
         for waiter in waiting {
-            self.safely("a request that waited", |core| match (&waiter, &outcome) {
+            self.safely("a request that waited", |core| match (&waiter, outcome) {
                 (Waiting::Receive(id), Ok(_)) => core.resume(id),
                 (Waiting::Receive(id), Err(e)) => core.fail(id, e.clone()),
                 (Waiting::Push(id), Ok(_)) => core.resume_push(id),
@@ -255,6 +270,11 @@ impl Core {
         }
         self.swept = now;
         self.give_up_receives(now);
+        let limit = self.shared.options.transfer_timeout;
+        let why = "the peer has published anew, and transfers with it do not come to rest";
+        for (_, waiting) in self.peers.waited_too_long(limit, now) {
+            self.tell(waiting, &Err(Error::new(Status::PeerLost, why)));
+        }
         self.estimates.prune(REMEMBERED, now);
         // Sooner than the consumer does, so that nothing is written to where it no longer waits.
         let patience = self.shared.options.registration_timeout * 3 / 4;
