@@ -225,6 +225,38 @@ fn a_peer_that_registers_anew_while_it_is_read_from() {
     p.at_rest(0);
 }
 
+/// What takes long in the transport holds nobody else up.
+#[test]
+fn a_peer_that_loads_slowly_is_waited_for_by_its_own_requests_only() {
+    let (mut p, d) = Engine::pair("test");
+    let mut q = recipe("test", "q", |_| {}).start();
+    round_trip(&mut p, &d, 1, &two(), 0);
+    script(d.agent(), &[("hold_load", "1")]);
+    q.keep("Q", &lists(&[10], &[12], 0), lease(9, 1), LEASE);
+    let mut receive = d.receive_of("slow", &q, "Q", &lists(&[10], &[12], 0));
+    receive.lease = lease(9, 1);
+    d.receive(receive);
+    // Answers, and then its metadata is being loaded.
+    eventually("a handshake", || loading(d.agent()) == 1);
+    // The worker lets p's agent go, since it has published anew, and begins to load it again.
+    p.keep("P", &two(), lease(8, 1), LEASE);
+    let mut receive = d.receive_of("anew", &p, "P", &two());
+    receive.lease = lease(8, 1);
+    receive.registration = 1;
+    d.receive(receive);
+    eventually("another handshake", || loading(d.agent()) == 2);
+    assert_eq!(d.worker().state().receives, 2);
+    script(d.agent(), &[("hold_load", "0")]);
+    p.sent("P");
+    q.sent("Q");
+    let mut received = Vec::new();
+    eventually("both", || {
+        received.extend(d.worker().poll().received);
+        received.len() == 2
+    });
+    d.at_rest(2);
+}
+
 #[test]
 fn an_engine_that_reads_from_two_at_once() {
     let (mut p, d) = Engine::pair("local");

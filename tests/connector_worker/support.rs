@@ -55,8 +55,17 @@ pub fn script(agent: &Agent, params: &[(&str, &str)]) {
 
 /// How many transfers of an agent on the transport for tests are under way.
 pub fn flying(agent: &Agent) -> usize {
+    figure(agent, "flying")
+}
+
+/// How many peers' metadata it is loading.
+pub fn loading(agent: &Agent) -> usize {
+    figure(agent, "loading")
+}
+
+fn figure(agent: &Agent, name: &str) -> usize {
     let info = agent.backend_info("test").expect("backend information");
-    let found = info.params.iter().find(|(key, _)| key == "flying");
+    let found = info.params.iter().find(|(key, _)| key == name);
     found.expect("the number").1.parse().expect("a number")
 }
 
