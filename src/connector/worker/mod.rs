@@ -30,9 +30,9 @@
 //! # In files
 //!
 //! `thread` is the loop, `receive` a receive's life, `submission` what the queue gets, `leases` what is
-//! kept, `heartbeat` what others are asked to keep, `push` and `written` the two sides of a producer that
-//! writes, `notify` messages, `peers` who is known, `handshake` how they become known, `link` what that
-//! gives, `stats` and `outbox` what comes out.
+//! kept, `heartbeat` what others are asked to keep, `push` (with `registrations`) and `written` the two
+//! sides of a producer that writes, `notify` messages, `peers` who is known, `handshake` how they become
+//! known, `link` what that gives, `stats` and `outbox` what comes out.
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -64,6 +64,7 @@ mod outbox;
 mod peers;
 mod push;
 mod receive;
+mod registrations;
 mod stats;
 mod submission;
 mod thread;

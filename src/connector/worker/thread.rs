@@ -278,7 +278,7 @@ impl Core {
         self.estimates.prune(REMEMBERED, now);
         // Sooner than the consumer does, so that nothing is written to where it no longer waits.
         let patience = self.shared.options.registration_timeout * 3 / 4;
-        self.pushes.forget_older_than(patience, now);
+        self.pushes.registrations.forget_older_than(patience, now);
         let busy = self.receives.engines();
         let ttl = self.shared.options.engine_ttl;
         let unload = self
