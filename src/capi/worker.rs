@@ -217,7 +217,8 @@ pub unsafe extern "C" fn kvf_worker_create(
 /// as long again but at least 100 ms. All leases end, peers are forgotten, memory is deregistered.
 ///
 /// @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must not
-///         be used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
+///         be used before `kvf_agent_destroy()` has returned `KVF_OK`, and the memory stays
+///         registered until then. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvf_worker_destroy(worker: kvf_worker, drain_ms: u64) -> kvf_status {
     guard(|| {

@@ -194,12 +194,16 @@ impl Worker {
     /// Registers the KV cache: works out its regions, registers their memory with the agent. Once.
     ///
     /// # Errors
-    /// As [`geometry::local`] and [`Agent::register`]; `InvalidState` the second time.
+    /// As [`geometry::local`] and [`Agent::register`]; `InvalidState` the second time, and when the
+    /// worker is closed.
     pub fn register_kv(&self, cache: &KvCache) -> Result<()> {
         self.check_process()?;
         let _one_at_a_time = lock(&self.registering);
         if self.cache.get().is_some() {
             bail!(Status::InvalidState, "the KV cache is registered already");
+        }
+        if lock(&self.thread).is_none() {
+            bail!(Status::InvalidState, "the worker is closed");
         }
         let options = &self.shared.options;
         let local = geometry::local(cache, options.parallel)?;
@@ -320,7 +324,8 @@ impl Worker {
     /// forgotten, leases end, memory is deregistered. Bounded, and harmless when repeated.
     ///
     /// # Errors
-    /// `Timeout` if bytes were still moving at the end of that: as [`Queue::close`].
+    /// `Timeout` if bytes were still moving at the end of that: as [`Queue::close`]. Peers and memory
+    /// then stay known to the agent, until it has ended.
     pub fn close(&self, drain: Duration) -> Result<()> {
         if std::process::id() != self.owner {
             return Ok(());
@@ -333,8 +338,13 @@ impl Worker {
             Ok(result) => result,
             Err(_) => bail!(Status::Internal, "the worker's thread panicked"),
         };
-        if let Some(cache) = self.cache.get() {
-            deregister(&self.agent, &cache.local.memory);
+        // After whoever is registering now: what is registered later than this is refused.
+        let _one_at_a_time = lock(&self.registering);
+        match self.cache.get() {
+            // Taking memory away from under the hardware is worse than leaving it.
+            _ if still_moving(&result) => {}
+            Some(cache) => deregister(&self.agent, &cache.local.memory),
+            None => {}
         }
         result
     }
@@ -349,6 +359,11 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Whether a queue was closed while bytes of it were moving.
+fn still_moving(closed: &Result<()>) -> bool {
+    matches!(closed, Err(e) if e.status() == Status::Timeout)
 }
 
 fn deregister(agent: &Agent, memory: &[geometry::Memory]) {

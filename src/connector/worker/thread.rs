@@ -16,7 +16,7 @@ use super::peers::{Key, Peers, Waiting, Wanted};
 use super::push::Pushes;
 use super::receive::Receives;
 use super::stats::Kind;
-use super::{Cache, Shared};
+use super::{Cache, Shared, still_moving};
 use crate::agent::Agent;
 use crate::connector::step::Step;
 use crate::connector::{Mode, PeerAddress};
@@ -325,8 +325,9 @@ impl Core {
             }
         }
         self.leases.end();
-        for link in self.peers.drain() {
-            self.context.unload(&link);
+        let links = self.peers.drain();
+        if !still_moving(&closed) {
+            links.iter().for_each(|link| self.context.unload(link));
         }
         self.publish();
         closed
