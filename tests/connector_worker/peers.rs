@@ -102,6 +102,34 @@ fn a_peer_that_comes_back_under_the_same_id() {
     }
 }
 
+/// Without lease words it is the time that tells whether blocks are still kept, and that was the time of an
+/// engine that is dead: the one that has taken its place never kept them.
+#[test]
+fn what_a_dead_engine_kept_is_not_read_from_the_one_that_has_its_id() {
+    let d = recipe("test", "d", |_| {}).start();
+    let mut first = recipe("test", "p", |_| {});
+    let mut p = first.start();
+    round_trip(&mut p, &d, 1, &two(), 0);
+    // Heard of while the first one lived.
+    d.heartbeat(&p, &["kept"]);
+    first.port = p.listener.local_addr().port();
+    p.listener.shutdown();
+    drop(p);
+    let mut p = first.start();
+    d.receive(d.receive_of("finds out", &p, "any", &two()));
+    d.failed("finds out");
+    d.receive(d.receive_of("late", &p, "kept", &two()));
+    let why = d.failed("late");
+    assert!(why[0].starts_with("expired"), "{why:?}");
+    // What is heard of now is the new one's.
+    p.keep("fresh", &two(), None, LEASE);
+    let (want, _) = with_memory_of(&p, &d, &two());
+    d.receive(d.receive_of("fresh", &p, "fresh", &two()));
+    d.received("fresh");
+    p.sent("fresh");
+    check(&d, &want);
+}
+
 #[test]
 fn a_peer_that_is_lost_again_and_again_is_left_alone_for_a_while() {
     let (mut p, d) = Engine::pair("test");

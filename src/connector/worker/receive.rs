@@ -277,6 +277,12 @@ impl Core {
         self.finish(&id, result, &done.record);
     }
 
+    /// A peer is gone.
+    pub(super) fn lose(&mut self, key: &Key, link: &Link, now: Instant) {
+        self.estimates.lost(link, now);
+        self.peers.lost(key, now);
+    }
+
     /// Whether a failure means that hands have to be shaken again.
     pub(super) fn is_lost(&self, link: &Link, e: &Error) -> bool {
         let known = |agent: &str| self.agent.check_remote(agent, MemKind::Dram, &[]);

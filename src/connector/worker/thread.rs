@@ -201,7 +201,7 @@ impl Core {
         let wanted = self
             .peers
             .want(&key, address, registration, waiting, now, &mut unload);
-        unload.iter().for_each(|link| self.context.unload(link));
+        self.unload(&unload, now);
         if let Wanted::Later(Some(task)) = &wanted {
             self.handshakes.start(task.clone(), cache);
         }
@@ -212,7 +212,7 @@ impl Core {
     pub(super) fn renew(&mut self, key: &Key) {
         let mut unload = Vec::new();
         let task = self.peers.renew(key, &mut unload);
-        unload.iter().for_each(|link| self.context.unload(link));
+        self.unload(&unload, Instant::now());
         if let (Some(task), Some(cache)) = (task, self.cache.clone()) {
             self.handshakes.start(task, cache);
         }
@@ -222,6 +222,7 @@ impl Core {
         let now = Instant::now();
         let (waiting, outcome) = match result {
             Ok(link) => {
+                self.estimates.linked(&link);
                 let link = Arc::new(link);
                 match self.peers.linked(task, link.clone(), now) {
                     Some(waiting) => (waiting, Ok(link)),
@@ -284,7 +285,15 @@ impl Core {
         let unload = self
             .peers
             .evict(ttl, |key| busy.contains(&key.engine_id), now);
-        unload.iter().for_each(|link| self.context.unload(link));
+        self.unload(&unload, now);
+    }
+
+    /// Links that nothing uses any more.
+    fn unload(&mut self, links: &[Arc<Link>], now: Instant) {
+        for link in links {
+            self.estimates.lost(link, now);
+            self.context.unload(link);
+        }
     }
 
     /// Shows what there is, and then what has become of requests.
