@@ -51,6 +51,9 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 /// How often it is looked for what is old.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// A time that every clock can count to.
+const LONGEST_DRAIN: Duration = Duration::from_secs(86_400);
+
 /// All of a worker's state.
 pub(super) struct Core {
     pub shared: Arc<Shared>,
@@ -321,10 +324,10 @@ impl Core {
             }
         }
         let (inbox, context) = (self.inbox.clone(), self.context.clone());
-        let patience = drain.max(Duration::from_millis(100));
+        let until = Instant::now() + drain.max(Duration::from_millis(100)).min(LONGEST_DRAIN);
         // A handshake that is slower than that unloads what it has loaded, when it ends.
         while self.handshakes.running() > 0 {
-            match inbox.recv_timeout(patience) {
+            match inbox.recv_deadline(until) {
                 Ok(Input::Shaken(_, result)) => {
                     self.handshakes.over();
                     result.iter().for_each(|link| context.unload(link));
