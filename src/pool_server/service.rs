@@ -127,9 +127,14 @@ impl Service {
             .filter_map(|(name, s)| Some((name.clone(), s.is_over(now)?)))
             .collect();
         for (name, why) in over {
-            let blocks = self.end_session(&name);
-            self.counters.sessions_expired += 1;
-            log::warn!("session {name:?} is over, {why}: {blocks} holds are given back");
+            self.expire(&name, why);
+        }
+    }
+
+    /// The server itself has stood still, and has heard nobody: that silence is not its clients'.
+    pub fn stood_still(&mut self, time: Duration, now: Instant) {
+        for session in self.sessions.values_mut() {
+            session.pardon(time, now);
         }
     }
 
@@ -173,7 +178,11 @@ impl Service {
         let Some(kind) = request.operation.and_then(|o| o.kind) else {
             return Err(no_operation());
         };
-        if let Some(session) = self.sessions.get_mut(&request.session) {
+        // Whoever opens a session may be another than the one that had it.
+        let opens = matches!(&kind, Kind::Ping(ping) if ping.open);
+        if let Some(session) = self.sessions.get_mut(&request.session)
+            && !opens
+        {
             session.seen(now);
         }
         let mut room = self.limits.blocks_per_call;
@@ -263,15 +272,25 @@ impl Service {
         let Some(held) = session.held.get_mut(scope.pool) else {
             bail!(Status::Internal, "holdings that were just made are gone");
         };
-        Context {
-            pool,
-            held,
+        let answer = Context {
+            pool: &mut *pool,
+            held: &mut *held,
             name: scope.pool,
             epoch: self.epoch,
             sessions,
             room: scope.room,
         }
-        .run(kind)
+        .run(kind);
+        // Who holds something of a pool keeps it, as if it had opened it.
+        if pool.can_end()
+            && !scope.session.is_empty()
+            && !held.is_empty()
+            && !session.opened.contains(scope.pool)
+        {
+            session.opened.insert(scope.pool.to_owned());
+            pool.opened();
+        }
+        answer
     }
 
     fn ping(&mut self, m: &wire::Ping, scope: &Scope<'_>) -> Result<Answer> {
@@ -312,7 +331,10 @@ impl Service {
         };
         // Only what can be seen from here can be watched: the number may be that of another host's
         // or container's process.
-        let process = (m.pid != 0 && process.is_alive()).then_some(process);
+        let process = (m.pid != 0 && process.is_seen()).then_some(process);
+        // One that is over and that no tick has seen yet is not alive either: what it held must not
+        // become the next one's.
+        self.end_if_over(scope.session, scope.now);
         if let Some(session) = self.sessions.get_mut(scope.session) {
             session.renew(timeout, process, scope.now);
             return Ok(true);
@@ -377,6 +399,18 @@ impl Service {
         Ok(Answer::Done(wire::Done {}))
     }
 
+    fn end_if_over(&mut self, name: &str, now: Instant) {
+        if let Some(why) = self.sessions.get(name).and_then(|s| s.is_over(now)) {
+            self.expire(name, why);
+        }
+    }
+
+    fn expire(&mut self, name: &str, why: &str) {
+        let blocks = self.end_session(name);
+        self.counters.sessions_expired += 1;
+        log::warn!("session {name:?} is over, {why}: {blocks} holds are given back");
+    }
+
     /// Gives back what a session holds, and closes its pools. Returns the number of holds.
     fn end_session(&mut self, name: &str) -> usize {
         let Some(mut session) = self.sessions.remove(name) else {
@@ -406,7 +440,7 @@ impl Service {
         let Some(pool) = self.pools.remove(name) else {
             return;
         };
-        // Whoever holds something of it without having opened it holds nothing now.
+        // Sessions that hold something of it have it open; what is left is that of the nameless one.
         for session in self.sessions.values_mut() {
             session.held.remove(name);
         }

@@ -27,10 +27,9 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Lets nobody else connect, and removes the socket file. Those who are connected stay.
-    pub fn close(&self, socket: &zmq::Socket) {
-        // It may be gone already, as may the file.
-        let _ = socket.unbind(&self.address);
+    /// Removes the socket file, so that nobody else connects. Those who are connected stay.
+    pub fn hide(&self) {
+        // It may be gone already.
         if let Some(file) = &self.file {
             let _ = fs::remove_file(file);
         }

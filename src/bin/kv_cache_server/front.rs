@@ -16,6 +16,8 @@ use crate::signals::Signals;
 
 /// How often sessions are looked at.
 const TICK: Duration = Duration::from_millis(500);
+/// A tick that is later than this means that the process was stopped, or had no processor.
+const STOOD_STILL: Duration = Duration::from_secs(2);
 /// Requests between two looks at the clock and the signals.
 const BURST: usize = 256;
 /// When the server ends: it goes after so long a silence, and after so much time in any case.
@@ -23,8 +25,11 @@ const QUIET: Duration = Duration::from_millis(100);
 const DRAIN: Duration = Duration::from_secs(5);
 /// Replies and events that may still be under way then.
 const LINGER_MS: i32 = 2000;
-/// Events that a slow subscriber can be behind; what is more it loses, and sees a gap.
-const EVENTS_AHEAD: i32 = 100_000;
+/// Event batches that a slow subscriber can be behind; what is more it loses, and sees a gap. A batch
+/// can be megabytes.
+const EVENTS_AHEAD: i32 = 1000;
+/// Replies that wait for one client; what is more is dropped. A client that waits for each has one.
+const REPLIES_AHEAD: i32 = 64;
 /// Frames of a message that are kept: the sender, the delimiter, the request, and one too many.
 const FRAMES: usize = 4;
 
@@ -33,12 +38,14 @@ pub struct Front {
     service: Arc<Mutex<Service>>,
     requests: zmq::Socket,
     events: Option<zmq::Socket>,
-    bound: Vec<Bound>,
-    events_bound: Option<Bound>,
     /// Standard input is looked at, and its end is the server's.
     exit_with_stdin: bool,
-    // Last: it waits for the sockets to be closed and their messages to be sent.
+    // Behind the sockets: it waits for them to be closed and their messages to be sent.
     _context: zmq::Context,
+    // Behind that: libzmq removes the socket files when it closes a listener, and until then nobody
+    // else may have one in their place.
+    bound: Vec<Bound>,
+    events_bound: Option<Bound>,
 }
 
 impl Front {
@@ -50,6 +57,7 @@ impl Front {
         let context = zmq::Context::new();
         let requests = context.socket(zmq::ROUTER).map_err(failed)?;
         requests.set_linger(LINGER_MS).map_err(failed)?;
+        requests.set_sndhwm(REPLIES_AHEAD).map_err(failed)?;
         // The identity and the delimiter are frames, too; i64::MAX is no limit anyway.
         let longest = i64::try_from(s.limits.request_bytes).unwrap_or(i64::MAX);
         requests.set_maxmsgsize(longest.max(256)).map_err(failed)?;
@@ -72,10 +80,10 @@ impl Front {
             service,
             requests,
             events,
-            bound,
-            events_bound,
             exit_with_stdin: s.exit_with_stdin,
             _context: context,
+            bound,
+            events_bound,
         })
     }
 
@@ -101,6 +109,7 @@ impl Front {
             ];
             let watched = if self.exit_with_stdin { 3 } else { 2 };
             wait(&mut items[..watched], left)?;
+            self.allow_for_pause(&mut next_tick);
             let mut told = items[1].is_readable();
             if self.exit_with_stdin && (items[2].is_readable() || items[2].is_error()) {
                 // Nobody has anything to say here; but what is said is not the end.
@@ -114,6 +123,7 @@ impl Front {
             if told || self.service().is_stopping() {
                 return self.end();
             }
+            self.allow_for_pause(&mut next_tick);
             if Instant::now() >= next_tick {
                 self.with_events(|service| service.tick(Instant::now()));
                 next_tick = Instant::now() + TICK;
@@ -121,11 +131,24 @@ impl Front {
         }
     }
 
+    /// After a pause of this process, its clients' signs of life are still to be read.
+    fn allow_for_pause(&self, next_tick: &mut Instant) {
+        let now = Instant::now();
+        let late = now.saturating_duration_since(*next_tick);
+        if late > STOOD_STILL {
+            log::warn!("the server stood still for {late:?}");
+            self.service().stood_still(late + TICK, now);
+            *next_tick = now + TICK;
+        }
+    }
+
     /// Lets nobody else in, and answers what is on its way.
     fn end(self) -> Result<()> {
         log::info!("ending: answering what is in flight");
-        for bound in &self.bound {
-            bound.close(&self.requests);
+        // Not unbound: libzmq would close the accepted connections with their listener, and what they
+        // have sent would be lost.
+        for bound in self.bound.iter().chain(&self.events_bound) {
+            bound.hide();
         }
         let deadline = Instant::now() + DRAIN;
         while Instant::now() < deadline {
@@ -135,9 +158,6 @@ impl Front {
                 break;
             }
             self.answer_waiting()?;
-        }
-        if let (Some(socket), Some(bound)) = (&self.events, &self.events_bound) {
-            bound.close(socket);
         }
         Ok(())
     }

@@ -6,10 +6,12 @@
 //! |---|---|
 //! | `settings` | command line and environment |
 //! | `endpoint` | where it listens: stale and live socket files, who may connect |
+//! | `descriptors` | the limit of open files, and how many sessions fit into it |
 //! | `front` | the loop: requests in, replies and events out |
 //! | `signals` | SIGTERM and SIGINT as something to wait for |
 //! | `scrape` | `GET /metrics` |
 
+mod descriptors;
 mod endpoint;
 mod front;
 mod scrape;
@@ -62,7 +64,9 @@ fn run(s: &Settings) -> Result<()> {
         Some(_) => Publishing::Publish,
         None => Publishing::Off,
     };
-    let service = Service::new(s.limits.clone(), &s.pool, publishing, s.events.is_some())?;
+    let mut limits = s.limits.clone();
+    descriptors::fit(&mut limits)?;
+    let service = Service::new(limits, &s.pool, publishing, s.events.is_some())?;
     let service = Arc::new(Mutex::new(service));
     let front = front::Front::open(s, Arc::clone(&service))?;
     let metrics = s
