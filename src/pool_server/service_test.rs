@@ -27,7 +27,10 @@ impl Fixture {
             session: session.to_owned(),
             operation: Some(Operation { kind: Some(kind) }),
         };
-        let reply = self.service.handle(&request.encode_to_vec(), self.now);
+        let reply = self
+            .service
+            .handle(&request.encode_to_vec(), self.now)
+            .encode_to_vec();
         Reply::decode(&reply[..]).unwrap().result.unwrap()
     }
 
@@ -544,7 +547,7 @@ fn what_cannot_be_read_is_answered() {
     let mut f = fixture();
     let mut answer = |bytes: &[u8]| {
         let now = Instant::now();
-        Reply::decode(&f.service.handle(bytes, now)[..])
+        Reply::decode(&f.service.handle(bytes, now).encode_to_vec()[..])
             .unwrap()
             .result
             .unwrap()

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, ThreadId};
 
 use super::ListenOptions;
-use super::net::{Endpoint, Waker};
 use super::server::{Protocol, Server};
 use super::sockets::bind;
 use crate::error::{Error, Result, Status, bail};
+use crate::net::{Endpoint, Waker};
 use crate::sync::lock;
 
 /// A bound address and the thread that serves it.

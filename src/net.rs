@@ -1,9 +1,9 @@
-//! What the protocols of this room share: deadlines, waiting, waking, names and threads.
+//! What everything that uses sockets shares: deadlines, waiting, waking, names, connecting.
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -14,27 +14,27 @@ use crate::threads::spawn;
 
 /// A point in time and how long it was away when it was set, for messages.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline {
-    pub(super) at: Instant,
-    pub(super) allowed: Duration,
+pub(crate) struct Deadline {
+    pub(crate) at: Instant,
+    pub(crate) allowed: Duration,
 }
 
 impl Deadline {
     /// `allowed` has been checked against `MAX_TIMEOUT`, so the sum cannot overflow.
-    pub(super) fn after(allowed: Duration) -> Self {
+    pub(crate) fn after(allowed: Duration) -> Self {
         Deadline {
             at: Instant::now() + allowed,
             allowed,
         }
     }
 
-    pub(super) fn remaining(&self) -> Duration {
+    pub(crate) fn remaining(&self) -> Duration {
         self.at.saturating_duration_since(Instant::now())
     }
 }
 
 /// A host and a port for messages, in the form that can be pasted: IPv6 gets its brackets.
-pub(super) struct Endpoint<'a>(pub(super) &'a str, pub(super) u16);
+pub(crate) struct Endpoint<'a>(pub(super) &'a str, pub(super) u16);
 
 impl fmt::Display for Endpoint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,7 +55,7 @@ fn bare(host: &str) -> &str {
 }
 
 /// An entry for [`poll`]; a negative descriptor is skipped by the kernel.
-pub(super) fn pollfd(fd: RawFd, events: libc::c_short) -> libc::pollfd {
+pub(crate) fn pollfd(fd: RawFd, events: libc::c_short) -> libc::pollfd {
     libc::pollfd {
         fd,
         events,
@@ -65,7 +65,7 @@ pub(super) fn pollfd(fd: RawFd, events: libc::c_short) -> libc::pollfd {
 
 /// poll(2) until something happens or `until` has come; without `until`, for ever. A signal does
 /// not end it.
-pub(super) fn poll(fds: &mut [libc::pollfd], until: Option<Instant>) -> io::Result<()> {
+pub(crate) fn poll(fds: &mut [libc::pollfd], until: Option<Instant>) -> io::Result<()> {
     loop {
         let timeout = match until {
             None => -1,
@@ -90,32 +90,32 @@ pub(super) fn poll(fds: &mut [libc::pollfd], until: Option<Instant>) -> io::Resu
 
 /// Wakes a thread that waits in [`poll`]. An eventfd, since writing to it can neither block nor
 /// raise SIGPIPE.
-pub(super) struct Waker(File);
+pub(crate) struct Waker(File);
 
 impl Waker {
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         // SAFETY: eventfd takes no pointers.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {
-            return Err(Error::os("side channel: cannot make an eventfd"));
+            return Err(Error::os("cannot make an eventfd"));
         }
         // SAFETY: `fd` was just opened, and nothing else owns it.
         Ok(Waker(unsafe { File::from_raw_fd(fd) }))
     }
 
     /// Makes [`Waker::fd`] readable.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // Fails only when the counter is at its limit, and then the descriptor is readable anyway.
         let _ = (&self.0).write(&1u64.to_ne_bytes());
     }
 
     /// Makes [`Waker::fd`] unreadable again.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         // Fails only when it is unreadable already.
         let _ = (&self.0).read(&mut [0u8; 8]);
     }
 
-    pub(super) fn fd(&self) -> RawFd {
+    pub(crate) fn fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 }
@@ -127,7 +127,7 @@ static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
 
 /// The addresses of a host, at least one, within the deadline. Addresses are parsed on the spot.
 /// Names go to the system's resolver on a thread of their own, since it cannot be interrupted.
-pub(super) fn resolve(host: &str, port: u16, deadline: &Deadline) -> Result<Vec<SocketAddr>> {
+pub(crate) fn resolve(host: &str, port: u16, deadline: &Deadline) -> Result<Vec<SocketAddr>> {
     let host = bare(host);
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
@@ -183,6 +183,50 @@ impl Lookup {
 impl Drop for Lookup {
     fn drop(&mut self) {
         LOOKUPS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The first connection that succeeds. Each address has its share of the time that is left, so
+/// that one that swallows packets does not hide the next.
+pub(crate) fn connect(addrs: &[SocketAddr], deadline: &Deadline) -> Result<TcpStream> {
+    let mut failures: Vec<Error> = Vec::new();
+    for (i, addr) in addrs.iter().enumerate() {
+        let share = deadline.remaining() / (addrs.len() - i) as u32;
+        if share.is_zero() {
+            break;
+        }
+        match TcpStream::connect_timeout(addr, share) {
+            Ok(stream) if !connected_to_itself(&stream) => return Ok(stream),
+            Ok(_) => failures.push(Error::new(
+                Status::PeerLost,
+                format!("{addr}: nobody listens there"),
+            )),
+            Err(e) => failures.push(connect_error(addr, &e)),
+        }
+    }
+    if deadline.remaining().is_zero() {
+        bail!(
+            Status::Timeout,
+            "no connection within {:?}",
+            deadline.allowed
+        );
+    }
+    let status = failures.last().map_or(Status::PeerLost, Error::status);
+    let each: Vec<_> = failures.iter().map(Error::message).collect();
+    bail!(status, "cannot connect: {}", each.join("; "))
+}
+
+/// Linux lets a socket whose own port happens to be the one it asks for connect to itself.
+fn connected_to_itself(stream: &TcpStream) -> bool {
+    matches!((stream.local_addr(), stream.peer_addr()), (Ok(a), Ok(b)) if a == b)
+}
+
+fn connect_error(addr: &SocketAddr, e: &io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown => Error::new(Status::PeerLost, format!("{addr}: {e}")),
+        _ => Error::from_io(addr, e),
     }
 }
 
