@@ -2,10 +2,11 @@
 //!
 //!     cargo bench --bench pool_server
 //!
-//! Server and echo are processes of their own on Unix sockets; both are asked in turns, some hundred
-//! times each, so that what else the machine does falls on both alike. Times are of the whole call:
-//! making the message, the round trip, reading the reply. *In process* is the same step on a pool
-//! without a server.
+//! Server and echo are processes of their own on Unix sockets; all are asked in turns, some hundred
+//! times each, so that what else the machine does falls on all alike. *Server* is the library's client:
+//! making the message, the round trip, reading the reply. *Server, libzmq* is what a program with
+//! ZeroMQ's own library has, with messages that were made before, as the echo's are: the other end is
+//! all that differs from the echo. *In process* is the same step on a pool without a server.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -165,13 +166,23 @@ fn compare(what: &str, step: impl Fn(u64) -> Vec<Kind>) {
     }
     let (out, back) = sizes(step(2 * DECODING), last);
     let echo = Echo::start(out, back);
-    let mut times = [Vec::new(), Vec::new()];
+    let mut stranger = Stranger::connect(&server.listening());
+    for n in 0..=2 * DECODING {
+        stranger.ask(step(n));
+    }
+    let mut m = 2 * DECODING;
+    let mut ask = || {
+        m += 1;
+        stranger.ask(step(m))
+    };
+    let mut times = [Vec::new(), Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
         times[0].extend((0..PER_ROUND).map(|_| echo.ask()));
         times[1].extend((0..PER_ROUND).map(|_| run().0));
+        times[2].extend((0..PER_ROUND).map(|_| ask()));
     }
     let p50 = times.each_ref().map(|t| percentile(t, 50));
-    for (name, times) in ["echo", "server"].into_iter().zip(&times) {
+    for (name, times) in ["echo", "server", "server, libzmq"].into_iter().zip(&times) {
         let mean = times.iter().sum::<f64>() / times.len() as f64;
         println!(
             "| {what} | {out}, {back} | {name} | {:.1} | {:.1} | {:.0} |",
@@ -181,39 +192,89 @@ fn compare(what: &str, step: impl Fn(u64) -> Vec<Kind>) {
         );
     }
     println!(
-        "| | | median of the server / echo | **{:.2}** | | |",
-        p50[1] / p50[0]
+        "| | | medians / the echo's | **{:.2}**, {:.2} | | |",
+        p50[1] / p50[0],
+        p50[2] / p50[0]
     );
 }
 
 /// Bytes of the request and of its reply.
 fn sizes(ops: Vec<Kind>, answers: Vec<Result<Answer, kvferry::error::Error>>) -> (usize, usize) {
-    let operations = ops.into_iter().map(|kind| Operation { kind: Some(kind) });
-    let batch = Kind::Batch(Batch {
-        operations: operations.collect(),
-        ..Default::default()
-    });
-    let request = Request {
-        // As long as the library's own are.
-        session: "s".repeat(40),
-        operation: Some(Operation { kind: Some(batch) }),
-        ..Default::default()
-    };
+    let request = request(batch(ops));
     let replies = answers.into_iter().map(|answer| Reply {
         result: answer.ok(),
     });
-    let reply = Reply {
-        result: Some(Answer::Batch(BatchReply {
-            replies: replies.collect(),
-        })),
+    let mut replies: Vec<Reply> = replies.collect();
+    let reply = match replies.len() {
+        1 => replies.remove(0),
+        _ => Reply {
+            result: Some(Answer::Batch(BatchReply { replies })),
+        },
     };
     (request.encoded_len(), reply.encoded_len())
+}
+
+/// As the library's client makes it: a single operation is no batch.
+fn batch(mut ops: Vec<Kind>) -> Kind {
+    if ops.len() == 1 {
+        return ops.remove(0);
+    }
+    let operations = ops.into_iter().map(|kind| Operation { kind: Some(kind) });
+    Kind::Batch(Batch {
+        operations: operations.collect(),
+        ..Default::default()
+    })
+}
+
+fn request(kind: Kind) -> Request {
+    Request {
+        // As long as the library's own are.
+        session: "s".repeat(40),
+        operation: Some(Operation { kind: Some(kind) }),
+        ..Default::default()
+    }
 }
 
 fn percentile(times: &[f64], p: usize) -> f64 {
     let mut sorted = times.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted[(sorted.len() - 1) * p / 100]
+}
+
+/// A client with ZeroMQ's own library.
+struct Stranger(zmq::Socket);
+
+impl Stranger {
+    fn connect(address: &str) -> Self {
+        let socket = zmq::Context::new().socket(zmq::REQ).unwrap();
+        socket.set_linger(0).unwrap();
+        socket.connect(address).unwrap();
+        let mut stranger = Stranger(socket);
+        stranger.ask(vec![Kind::Ping(Ping {
+            open: true,
+            timeout_ms: 3_600_000,
+            ..Default::default()
+        })]);
+        stranger
+    }
+
+    fn ask(&mut self, ops: Vec<Kind>) -> f64 {
+        let message = request(batch(ops)).encode_to_vec();
+        let start = Instant::now();
+        self.0.send(message, 0).unwrap();
+        let reply = self.0.recv_msg(0).unwrap();
+        let took = micros(start.elapsed());
+        match Reply::decode(&reply[..]).unwrap().result.unwrap() {
+            Answer::Error(e) => panic!("{e:?}"),
+            Answer::Batch(all) => {
+                for reply in all.replies {
+                    assert!(!matches!(reply.result, Some(Answer::Error(_))), "{reply:?}");
+                }
+            }
+            _ => {}
+        }
+        took
+    }
 }
 
 /// A process that answers whatever it is sent with as many bytes as it was told.

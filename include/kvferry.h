@@ -3096,8 +3096,8 @@ typedef struct kvf_block_pool_options {
   uint8_t reserved;
   /**
    * The part of the free queue that the policy chooses from, greater than 0 and at most 1;
-   * 0 is a good one: without caching 1; with it 0.1 (windowed), or 1,200 of `blocks`, but not
-   * less than 0.02 and not more than 0.15 (elastic).
+   * 0 is a good one: without caching 1; with it 0.1 (windowed), or 1,100 of `blocks`, but not
+   * less than 0.02 and not more than 0.12 (elastic).
    */
   double fraction;
   /**
@@ -3737,8 +3737,8 @@ typedef struct kvf_pool_op {
  *
  * @param options  May be NULL.
  * @param client   Receives the handle; end it with `kvf_pool_client_close()`.
- * @return `KVF_ERR_TIMEOUT` if nobody answers; `KVF_ERR_NOT_FOUND` if there is no such pool, and
- *         none to make.
+ * @return `KVF_ERR_TIMEOUT` if nobody answers, `KVF_ERR_PEER_LOST` if the server ends meanwhile;
+ *         `KVF_ERR_NOT_FOUND` if there is no such pool, and none to make.
  */
 KVF_MUST_USE
 kvf_status kvf_pool_client_connect(const kvf_pool_client_options *options,
@@ -3747,8 +3747,8 @@ kvf_status kvf_pool_client_connect(const kvf_pool_client_options *options,
 /**
  * Ends the session, with which everything that it holds goes back, and the handle. Any thread.
  *
- * @return `KVF_ERR_TIMEOUT` if the server does not answer; the handle has ended all the same, and
- *         the server takes everything back by itself.
+ * @return `KVF_ERR_TIMEOUT` or `KVF_ERR_PEER_LOST` if the server does not answer; the handle has ended
+ *         all the same, and the server takes everything back by itself.
  */
 kvf_status kvf_pool_client_close(kvf_pool_client client);
 
@@ -3758,9 +3758,10 @@ kvf_status kvf_pool_client_close(kvf_pool_client client);
  *
  * @param ops            `len` operations, at most 4,096. Their outcomes are written into them.
  * @param stop_on_error  1: those behind one that failed are not carried out.
- * @return The status of the first operation that failed. `KVF_ERR_TIMEOUT` if there was no answer:
- *         then no outcome is known, and the client is of no use any more. `KVF_ERR_NOT_FOUND` also
- *         if the session has ended: nothing that it held is its own any more. Any thread.
+ * @return The status of the first operation that failed. `KVF_ERR_TIMEOUT` if there was no answer,
+ *         `KVF_ERR_PEER_LOST` if there will be none: then no outcome is known, and the client is of
+ *         no use any more. `KVF_ERR_NOT_FOUND` also if the session has ended: nothing that it held is
+ *         its own any more. Any thread.
  */
 KVF_MUST_USE
 kvf_status kvf_pool_client_run(kvf_pool_client client,

@@ -14,6 +14,7 @@
 //! | [`block_pool`] | blocks, reference counts, eviction order, prefix index; stands alone |
 //! | [`pool_server`] | what `kv_cache_server` does with a message: sessions, requests, events, numbers |
 //! | [`pool_client`] | the other end: a pool in a server as if it were in the process |
+//! | [`zmtp`] | ZeroMQ's protocol, for the side channel of that name and for `kv_cache_server` |
 //! | [`capi`] | the C boundary; everything in `kvferry.h` |
 //!
 //! Arrows go one way: `capi` to `connector` to `queue` to `agent` to `transport`, `queue` to the pure rooms
@@ -32,6 +33,7 @@ pub mod layout;
 mod mapped;
 pub mod memory;
 mod msgpack;
+mod net;
 pub mod plan;
 pub mod pool_client;
 pub mod pool_server;
@@ -41,3 +43,4 @@ mod sync;
 mod threads;
 pub mod transport;
 mod varint;
+pub mod zmtp;

@@ -143,6 +143,17 @@ fn refusals_name_what_is_wrong() {
             "too long to be counted",
             InvalidArgument,
         ),
+        (
+            // So long that not even 64 bits count it.
+            bad(|w| {
+                w.blocks = &[3, 4, 5];
+                w.hashes = &[7; 12];
+                w.first = u32::MAX;
+                w.block_size = u32::MAX;
+            }),
+            "too long to be counted",
+            InvalidArgument,
+        ),
         (bad(|w| w.blocks = &[10]), "no block 10", InvalidArgument),
     ] {
         assert_eq!(refused(p.cache_full(&what), part), status);

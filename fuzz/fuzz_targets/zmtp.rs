@@ -2,7 +2,7 @@
 //! nothing, and what it says does not depend on the pieces.
 #![no_main]
 
-use kvferry::side_channel::zmq::zmtp::{Decoder, Event, Limits};
+use kvferry::zmtp::{Decoder, Event, Limits};
 use libfuzzer_sys::fuzz_target;
 
 const LIMITS: Limits = Limits {
@@ -37,8 +37,8 @@ fuzz_target!(|input: (bool, Vec<u8>, Vec<u8>)| {
     let (greeted, cuts, rest) = input;
     let mut stream = Vec::new();
     if greeted {
-        stream = kvferry::side_channel::zmq::zmtp::greeting();
-        stream.extend(kvferry::side_channel::zmq::zmtp::ready("REQ"));
+        stream = kvferry::zmtp::greeting();
+        stream.extend(kvferry::zmtp::ready("REQ"));
     }
     stream.extend(rest);
     let mut cuts = cuts.into_iter().cycle();

@@ -366,13 +366,14 @@ impl BlockPool {
             );
         }
         check_hash_len(what.parent.len().max(1))?;
-        check_tokens(what.tokens.len(), count as u64 * u64::from(what.block_size))?;
-        let end = (u64::from(what.first) + count as u64) * u64::from(what.block_size);
-        if end > u32::MAX.into() {
+        let end = (u64::from(what.first) + count as u64).checked_mul(what.block_size.into());
+        if end.is_none_or(|end| end > u32::MAX.into()) {
             return Err(Error::invalid(format!(
-                "a prefix of {end} tokens: too long to be counted"
+                "a prefix of {} and {count} blocks of {} tokens: too long to be counted",
+                what.first, what.block_size
             )));
         }
+        check_tokens(what.tokens.len(), count as u64 * u64::from(what.block_size))?;
         for (i, &block) in what.blocks.iter().enumerate() {
             self.known(block)?;
             if what.is_chosen(i)

@@ -75,10 +75,10 @@ impl Policy {
     /// What [`Policy::named`] knows, in the order of their numbers outside.
     pub const NAMES: [&str; 4] = ["default", "lru", "windowed", "elastic"];
 
-    /// The limit of an elastic window with a prefix cache: some 1,200 blocks of a pool of so many, for
+    /// The limit of an elastic window with a prefix cache: some 1,100 blocks of a pool of so many, for
     /// it has to reach over a number of requests, and these do not grow with the pool.
     pub fn limit_of_choice(blocks: u32) -> f64 {
-        (1200.0 / f64::from(blocks.max(1))).clamp(0.02, 0.15)
+        (1100.0 / f64::from(blocks.max(1))).clamp(0.02, 0.12)
     }
 }
 

@@ -112,7 +112,7 @@ impl RunSet {
         })
     }
 
-    /// The smallest run of at least `len` blocks; of several the one that came to be last.
+    /// The smallest run of at least `len` blocks; of several the one that has been there for longest.
     pub(super) fn best_fit(&self, len: u32) -> Option<Run> {
         self.lengths.at_least(len).map(|len| Run {
             start: self.heads[len as usize],
@@ -120,7 +120,7 @@ impl RunSet {
         })
     }
 
-    /// The longest run; of several the one that came to be last.
+    /// The longest run; of several the one that has been there for longest.
     pub(super) fn longest(&self) -> Option<Run> {
         self.lengths.last().map(|len| Run {
             start: self.heads[len as usize],
@@ -135,7 +135,7 @@ impl RunSet {
         (block - start < len).then_some(Run { start, len })
     }
 
-    /// Puts a run at the head of the list of its length.
+    /// Puts a run at the end of the list of its length.
     fn link(&mut self, run: Run) {
         let Run { start, len } = run;
         let head = self.heads[len as usize];
@@ -146,6 +146,7 @@ impl RunSet {
                 next: start,
             };
             self.lengths.insert(len);
+            self.heads[len as usize] = start;
         } else {
             let tail = self.nodes[head as usize].prev;
             self.nodes[start as usize] = Node {
@@ -156,7 +157,6 @@ impl RunSet {
             self.nodes[head as usize].prev = start;
             self.nodes[tail as usize].next = start;
         }
-        self.heads[len as usize] = start;
     }
 
     /// Takes a run out of the list of its length.

@@ -57,8 +57,8 @@ pub struct kvf_block_pool_options {
     /// Zero.
     pub reserved: u8,
     /// The part of the free queue that the policy chooses from, greater than 0 and at most 1;
-    /// 0 is a good one: without caching 1; with it 0.1 (windowed), or 1,200 of `blocks`, but not
-    /// less than 0.02 and not more than 0.15 (elastic).
+    /// 0 is a good one: without caching 1; with it 0.1 (windowed), or 1,100 of `blocks`, but not
+    /// less than 0.02 and not more than 0.12 (elastic).
     pub fraction: f64,
     /// Bytes of events that are kept until they are taken; 0 is 64 MiB. When more would be
     /// needed all are thrown away, and the next list says how many those were.

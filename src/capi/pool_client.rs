@@ -185,8 +185,8 @@ static CLIENTS: Lazy<Table<PoolClient>> = Lazy::new(|| Table::new(10, "pool clie
 ///
 /// @param options  May be NULL.
 /// @param client   Receives the handle; end it with `kvf_pool_client_close()`.
-/// @return `KVF_ERR_TIMEOUT` if nobody answers; `KVF_ERR_NOT_FOUND` if there is no such pool, and
-///         none to make.
+/// @return `KVF_ERR_TIMEOUT` if nobody answers, `KVF_ERR_PEER_LOST` if the server ends meanwhile;
+///         `KVF_ERR_NOT_FOUND` if there is no such pool, and none to make.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_pool_client_connect(
@@ -207,8 +207,8 @@ pub unsafe extern "C" fn kvf_pool_client_connect(
 
 /// Ends the session, with which everything that it holds goes back, and the handle. Any thread.
 ///
-/// @return `KVF_ERR_TIMEOUT` if the server does not answer; the handle has ended all the same, and
-///         the server takes everything back by itself.
+/// @return `KVF_ERR_TIMEOUT` or `KVF_ERR_PEER_LOST` if the server does not answer; the handle has ended
+///         all the same, and the server takes everything back by itself.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvf_pool_client_close(client: kvf_pool_client) -> kvf_status {
     guard(|| CLIENTS.remove(client.id)?.close())
@@ -219,9 +219,10 @@ pub extern "C" fn kvf_pool_client_close(client: kvf_pool_client) -> kvf_status {
 ///
 /// @param ops            `len` operations, at most 4,096. Their outcomes are written into them.
 /// @param stop_on_error  1: those behind one that failed are not carried out.
-/// @return The status of the first operation that failed. `KVF_ERR_TIMEOUT` if there was no answer:
-///         then no outcome is known, and the client is of no use any more. `KVF_ERR_NOT_FOUND` also
-///         if the session has ended: nothing that it held is its own any more. Any thread.
+/// @return The status of the first operation that failed. `KVF_ERR_TIMEOUT` if there was no answer,
+///         `KVF_ERR_PEER_LOST` if there will be none: then no outcome is known, and the client is of
+///         no use any more. `KVF_ERR_NOT_FOUND` also if the session has ended: nothing that it held is
+///         its own any more. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_pool_client_run(

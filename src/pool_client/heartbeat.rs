@@ -1,20 +1,18 @@
 //! Tells the server now and then that its client is there.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::link::Link;
 use crate::error::{Result, Status};
-use crate::pool_server::wire::Ping;
-use crate::pool_server::wire::operation::Kind;
 use crate::sync::lock;
 use crate::threads::spawn;
 
 /// Between two signs of life, at least and at most.
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(60);
-/// How long one may take; whoever ends the client waits for it.
+/// How long one may take; whoever ends the client, or calls meanwhile, waits for it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
@@ -30,19 +28,13 @@ pub(super) struct Heartbeat {
 }
 
 impl Heartbeat {
-    pub(super) fn start(
-        context: &zmq::Context,
-        address: &str,
-        session: &str,
-        interval: Duration,
-    ) -> Result<Self> {
+    /// Signs of life over the client's own connection, whenever that is not in use; and when it is,
+    /// the server hears of the client anyway.
+    pub(super) fn start(link: Arc<Mutex<Option<Link>>>, interval: Duration) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let interval = interval.clamp(SHORTEST, LONGEST);
-        let (context, address, session) = (context.clone(), address.to_owned(), session.to_owned());
         let theirs = Arc::clone(&shared);
-        let thread = spawn("kvf-pool-beat", move || {
-            beat(&theirs, &context, &address, &session, interval);
-        })?;
+        let thread = spawn("kvf-pool-beat", move || beat(&theirs, &link, interval))?;
         Ok(Heartbeat {
             shared,
             thread: Mutex::new(Some(thread)),
@@ -61,29 +53,21 @@ impl Heartbeat {
     }
 }
 
-fn beat(shared: &Shared, context: &zmq::Context, address: &str, session: &str, interval: Duration) {
-    // A socket of its own: the client's may be busy with a call. It is made again after a failure.
-    let mut link = None;
+fn beat(shared: &Shared, link: &Mutex<Option<Link>>, interval: Duration) {
     while !waited(shared, interval) {
-        let open = || Link::open(context, address, "", session, PATIENCE);
-        let result = match link.take() {
-            Some(link) => Ok(link),
-            None => open(),
+        let mut link = match link.try_lock() {
+            Ok(link) => link,
+            Err(TryLockError::Poisoned(link)) => link.into_inner(),
+            Err(TryLockError::WouldBlock) => continue,
         };
-        let result = result.and_then(|mut open: Link| {
-            let answer = open.call(Kind::Ping(Ping::default()));
-            if !open.is_dead() {
-                link = Some(open);
-            }
-            answer
-        });
-        match result {
-            Ok(_) => {}
+        let Some(link) = &mut *link else { return };
+        match link.ping(PATIENCE) {
+            Ok(()) => {}
             Err(e) if e.status() == Status::NotFound => {
-                log::warn!("the session with {address} has ended: {e}");
+                log::warn!("the session has ended: {e}");
                 return;
             }
-            Err(e) => log::debug!("no sign of life from {address}: {e}"),
+            Err(e) => log::debug!("no sign of life: {e}"),
         }
     }
 }

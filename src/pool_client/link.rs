@@ -1,21 +1,31 @@
-//! Requests and replies over one socket.
+//! Requests and replies over one connection.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 
 use super::outcome;
 use crate::error::{Error, Result, Status, bail};
+use crate::net::Deadline;
 use crate::pool_server::wire::operation::Kind;
 use crate::pool_server::wire::reply::Result as Answer;
-use crate::pool_server::wire::{Operation, Reply, Request};
+use crate::pool_server::wire::{Operation, Ping, Reply, Request};
+use crate::zmtp::{Address, Connection, Limits, Stream, put_frame_head};
 
-/// A REQ socket, and what every request of a client says.
+/// Between two attempts to connect, while nobody listens.
+const AGAIN: Duration = Duration::from_millis(5);
+/// The longest reply, over all its frames.
+const MAX_REPLY: usize = 1 << 30;
+
+/// A connection, and what every request of a client says.
 pub(super) struct Link {
-    socket: zmq::Socket,
+    at: Address,
+    /// As the caller wrote it.
     address: String,
-    pool: String,
-    session: String,
+    /// There is none before the first call, and after a failure.
+    connection: Option<Connection>,
+    /// The pool and the session, and the operation of the latest call.
+    request: Request,
     timeout: Duration,
     /// Longest request that the server takes; zero until it has said so.
     limit: u64,
@@ -26,48 +36,50 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// A socket that connects when there is somebody.
-    pub(super) fn open(
-        context: &zmq::Context,
-        address: &str,
-        pool: &str,
-        session: &str,
-        timeout: Duration,
-    ) -> Result<Self> {
-        let doing = |e| failed(&format!("cannot connect to {address}"), e);
-        let socket = context.socket(zmq::REQ).map_err(doing)?;
-        socket.set_linger(0).map_err(doing)?;
-        socket.connect(address).map_err(doing)?;
-        let mut link = Link {
-            socket,
+    /// Connects with the first call.
+    pub(super) fn new(address: &str, pool: &str, session: &str, timeout: Duration) -> Result<Self> {
+        Ok(Link {
+            at: Address::parse(address)?,
             address: address.to_owned(),
-            pool: pool.to_owned(),
-            session: session.to_owned(),
+            connection: None,
+            request: Request {
+                pool: pool.to_owned(),
+                session: session.to_owned(),
+                operation: None,
+            },
             timeout,
             limit: 0,
             dead: None,
             bytes: Vec::new(),
-        };
-        link.set_timeout(timeout)?;
-        Ok(link)
-    }
-
-    pub(super) fn set_timeout(&mut self, timeout: Duration) -> Result<()> {
-        self.timeout = timeout;
-        // At most a day; and never 0, which would not wait at all.
-        let ms = (timeout.as_millis() as i32).max(1);
-        let doing = |e| failed("cannot set a timeout", e);
-        self.socket.set_sndtimeo(ms).map_err(doing)?;
-        self.socket.set_rcvtimeo(ms).map_err(doing)
+        })
     }
 
     pub(super) fn set_limit(&mut self, bytes: u64) {
         self.limit = bytes;
     }
 
-    /// Whether an earlier call got no answer.
-    pub(super) fn is_dead(&self) -> bool {
-        self.dead.is_some()
+    /// The same link as new, also if it was dead: what became of the call that failed is not asked for.
+    pub(super) fn renew(&mut self, timeout: Duration) {
+        if self.dead.take().is_some() {
+            self.connection = None;
+        }
+        self.timeout = timeout;
+    }
+
+    /// A sign of life. It changes nothing, so one that gets no answer leaves nothing in doubt: the next
+    /// call connects again.
+    pub(super) fn ping(&mut self, patience: Duration) -> Result<()> {
+        let timeout = std::mem::replace(&mut self.timeout, patience);
+        let answer = match self.dead {
+            // Whoever has got no answer is still there until it says that it is not.
+            Some(_) => Link::new(&self.address, "", &self.request.session, patience)
+                .and_then(|mut fresh| fresh.call(Kind::Ping(Ping::default()))),
+            None => self
+                .call(Kind::Ping(Ping::default()))
+                .inspect_err(|_| self.dead = None),
+        };
+        self.timeout = timeout;
+        answer.map(drop)
     }
 
     /// One operation.
@@ -83,60 +95,90 @@ impl Link {
                 "an earlier call failed ({e}), and what became of it is not known: connect again"
             );
         }
-        let request = Request {
-            pool: self.pool.clone(),
-            session: self.session.clone(),
-            operation: Some(Operation { kind: Some(kind) }),
-        };
-        self.bytes.clear();
-        request
-            .encode(&mut self.bytes)
-            .map_err(|e| Error::new(Status::Internal, format!("a request: {e}")))?;
-        if self.limit != 0 && self.bytes.len() as u64 > self.limit {
+        self.encode(kind)?;
+        let deadline = Deadline::after(self.timeout);
+        let reply = self.round_trip(&deadline).map_err(|e| match e.status() {
+            Status::Timeout => Error::new(
+                Status::Timeout,
+                format!(
+                    "no answer from {} within {:?}: {}",
+                    self.address,
+                    self.timeout,
+                    e.message()
+                ),
+            ),
+            _ => e.context(&self.address),
+        });
+        if let Err(e) = &reply {
+            self.connection = None;
+            self.dead = Some(e.clone());
+        }
+        Ok(outcome(reply?))
+    }
+
+    /// The bytes of a request: an empty frame, and the message.
+    fn encode(&mut self, kind: Kind) -> Result<()> {
+        self.request.operation = Some(Operation { kind: Some(kind) });
+        let len = self.request.encoded_len();
+        if self.limit != 0 && len as u64 > self.limit {
             return Err(Error::invalid(format!(
-                "a request of {} bytes: the server takes {} (--max-message)",
-                self.bytes.len(),
+                "a request of {len} bytes: the server takes {} (--max-message)",
                 self.limit
             )));
         }
-        let reply = self.round_trip();
-        Ok(outcome(reply.inspect_err(|e| self.dead = Some(e.clone()))?))
+        self.bytes.clear();
+        put_frame_head(&mut self.bytes, 0, true);
+        put_frame_head(&mut self.bytes, len, false);
+        self.request
+            .encode(&mut self.bytes)
+            .map_err(|e| Error::new(Status::Internal, format!("a request: {e}")))
     }
 
-    fn round_trip(&self) -> Result<Reply> {
-        self.repeat(|| self.socket.send(&self.bytes[..], 0))?;
-        let reply = self.repeat(|| self.socket.recv_msg(0))?;
-        Reply::decode(&reply[..]).map_err(|e| {
-            Error::new(
+    fn round_trip(&mut self, deadline: &Deadline) -> Result<Reply> {
+        let connection = match &mut self.connection {
+            Some(connection) if !connection.is_over() => connection,
+            // A server that has ended since the last call may be there again. Nothing has been sent.
+            slot => slot.insert(connect(&self.at, deadline)?),
+        };
+        connection.send(&self.bytes, deadline)?;
+        let frames = connection.message(deadline)?;
+        match &frames[..] {
+            [empty, reply] if empty.is_empty() => Reply::decode(&reply[..]).map_err(|e| {
+                Error::new(
+                    Status::PeerIncompatible,
+                    format!("what was sent cannot be read: {e}"),
+                )
+            }),
+            _ => bail!(
                 Status::PeerIncompatible,
-                format!("what {} sent cannot be read: {e}", self.address),
-            )
-        })
-    }
-
-    /// Signals that the host program handles do not end a call.
-    fn repeat<T>(&self, mut body: impl FnMut() -> zmq::Result<T>) -> Result<T> {
-        loop {
-            match body() {
-                Err(zmq::Error::EINTR) => {}
-                Err(zmq::Error::EAGAIN) => bail!(
-                    Status::Timeout,
-                    "no answer from {} within {:?}",
-                    self.address,
-                    self.timeout
-                ),
-                other => return other.map_err(|e| failed(&self.address, e)),
-            }
+                "an answer of {} frames, or without the empty one",
+                frames.len()
+            ),
         }
     }
 }
 
-/// An error of libzmq.
-pub(super) fn failed(doing: &str, e: zmq::Error) -> Error {
-    match e {
-        zmq::Error::EINVAL | zmq::Error::EPROTONOSUPPORT => Error::invalid(format!(
-            "{doing}: {e}; an address is ipc://FILE or tcp://HOST:PORT"
-        )),
-        e => Error::from_io(doing, &std::io::Error::from_raw_os_error(e.to_raw())),
+/// Connects to whoever listens there, now or before the time is over.
+fn connect(at: &Address, deadline: &Deadline) -> Result<Connection> {
+    let limits = Limits {
+        bytes: MAX_REPLY,
+        frames: 2,
+    };
+    let attempt = || {
+        let stream = Stream::connect(at, deadline)?;
+        Connection::greet(stream, limits, "REQ", &["ROUTER", "REP"], deadline)
+    };
+    loop {
+        match attempt() {
+            // Nobody is there, or somebody who is just leaving.
+            Err(e) if e.status() == Status::PeerLost => {
+                let again = Instant::now() + AGAIN;
+                if again >= deadline.at {
+                    return Err(Error::new(Status::Timeout, e.message()));
+                }
+                std::thread::sleep(AGAIN);
+            }
+            other => return other,
+        }
     }
 }

@@ -14,7 +14,7 @@ mod heartbeat;
 mod link;
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::block_pool;
@@ -73,7 +73,7 @@ impl Default for ClientOptions {
 /// one after the other.
 pub struct PoolClient {
     /// `None` once it is closed, and while it is being dropped in a forked child.
-    link: Mutex<Option<Link>>,
+    link: Arc<Mutex<Option<Link>>>,
     heartbeat: Option<Heartbeat>,
     /// The process that made it: its threads and sockets do not follow a fork.
     pid: u32,
@@ -95,8 +95,7 @@ impl PoolClient {
         };
         let process = Process::own();
         let (at, timeout) = (&options.address, options.timeout);
-        let context = zmq::Context::new();
-        let mut link = Link::open(&context, at, &options.pool, &session, timeout)?;
+        let mut link = Link::new(at, &options.pool, &session, timeout)?;
         let pong = link.call(Kind::Ping(wire::Ping {
             open: true,
             timeout_ms: options.session_timeout.as_millis() as u64,
@@ -113,9 +112,9 @@ impl PoolClient {
             heartbeat: None,
             pid: std::process::id(),
             epoch: pong.epoch,
-            link: Mutex::new(Some(link)),
+            link: Arc::new(Mutex::new(Some(link))),
         };
-        client.heartbeat = Some(Heartbeat::start(&context, at, &session, beat)?);
+        client.heartbeat = Some(Heartbeat::start(Arc::clone(&client.link), beat)?);
         if let Some(pool) = &options.create {
             let events = match (pool.events, options.publish) {
                 (false, _) => wire::Events::Off,
@@ -187,10 +186,8 @@ impl PoolClient {
         let Some(mut link) = lock(&self.link).take() else {
             return Ok(());
         };
-        if link.is_dead() {
-            return Ok(());
-        }
-        link.set_timeout(FAREWELL)?;
+        // Also after a call without an answer: it was to be undone, and this is what undoes it.
+        link.renew(FAREWELL);
         match link.call(Kind::CloseSession(wire::CloseSession {})) {
             Err(e) if e.status() != Status::NotFound => Err(e),
             _ => Ok(()),

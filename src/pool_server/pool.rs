@@ -65,6 +65,11 @@ impl Pool {
         Ok(())
     }
 
+    /// Whether it ends with the last session that has opened it.
+    pub(super) fn can_end(&self) -> bool {
+        self.openers.is_some()
+    }
+
     /// One more session has opened it.
     pub(super) fn opened(&mut self) {
         self.openers = self.openers.map(|n| n + 1);

@@ -14,7 +14,7 @@ use super::process::Process;
 use super::session::Session;
 use super::wire::operation::Kind;
 use super::wire::reply::Result as Answer;
-use super::wire::{self, Operation, Pong, Reply};
+use super::wire::{self, Pong, Reply};
 use super::{DEFAULT_POOL, Limits, MAX_BATCH, MAX_NAME};
 use crate::block_pool::Options;
 use crate::error::{Error, Result, Status, bail};
@@ -98,7 +98,7 @@ impl Service {
     }
 
     /// Answers one request. Whatever the bytes are, there is an answer.
-    pub fn handle(&mut self, request: &[u8], now: Instant) -> Vec<u8> {
+    pub fn handle(&mut self, request: &[u8], now: Instant) -> Reply {
         self.counters.requests += 1;
         // A fault of ours costs this request and nothing else: pools are consistent at every step
         // (`crate::sync` relies on the same).
@@ -109,14 +109,14 @@ impl Service {
                 "a fault of the server; its log has more",
             ))
         });
-        self.reply(answer).encode_to_vec()
+        self.reply(answer)
     }
 
     /// The answer to a message that is not even one frame.
-    pub fn refuse(&mut self, why: &str) -> Vec<u8> {
+    pub fn refuse(&mut self, why: &str) -> Reply {
         self.counters.requests += 1;
         self.counters.malformed += 1;
-        self.reply(Err(Error::invalid(why))).encode_to_vec()
+        self.reply(Err(Error::invalid(why)))
     }
 
     /// Ends the sessions that are over. To be called about once a second.
@@ -127,9 +127,14 @@ impl Service {
             .filter_map(|(name, s)| Some((name.clone(), s.is_over(now)?)))
             .collect();
         for (name, why) in over {
-            let blocks = self.end_session(&name);
-            self.counters.sessions_expired += 1;
-            log::warn!("session {name:?} is over, {why}: {blocks} holds are given back");
+            self.expire(&name, why);
+        }
+    }
+
+    /// The server itself has stood still, and has heard nobody: that silence is not its clients'.
+    pub fn stood_still(&mut self, time: Duration, now: Instant) {
+        for session in self.sessions.values_mut() {
+            session.pardon(time, now);
         }
     }
 
@@ -173,7 +178,11 @@ impl Service {
         let Some(kind) = request.operation.and_then(|o| o.kind) else {
             return Err(no_operation());
         };
-        if let Some(session) = self.sessions.get_mut(&request.session) {
+        // Whoever opens a session may be another than the one that had it.
+        let opens = matches!(&kind, Kind::Ping(ping) if ping.open);
+        if let Some(session) = self.sessions.get_mut(&request.session)
+            && !opens
+        {
             session.seen(now);
         }
         let mut room = self.limits.blocks_per_call;
@@ -200,26 +209,58 @@ impl Service {
                 "a batch of {n} operations: it can have {MAX_BATCH}"
             );
         }
-        let mut replies = Vec::with_capacity(n);
-        let mut failed = None;
-        for (i, Operation { kind }) in batch.operations.into_iter().enumerate() {
-            let answer = match (failed, kind) {
-                (Some(first), _) => Err(Error::new(
-                    Status::Canceled,
-                    format!("operation {first} of the batch failed"),
-                )),
-                (None, Some(Kind::Batch(_))) => {
-                    Err(Error::invalid("a batch cannot hold another batch"))
+        let mut answers = Vec::with_capacity(n);
+        let mut rest = &batch.operations[..];
+        while let Some((first, others)) = rest.split_first() {
+            let plain = rest
+                .iter()
+                .map_while(|o| o.kind.as_ref().filter(|k| is_plain(k)));
+            match (plain.clone().count(), &first.kind) {
+                (0, Some(Kind::Batch(_))) => {
+                    answers.push(Err(Error::invalid("a batch cannot hold another batch")));
                 }
-                (None, Some(kind)) => self.one(&kind, scope),
-                (None, None) => Err(no_operation()),
-            };
-            if answer.is_err() && batch.stop_on_error {
-                failed.get_or_insert(i);
+                (0, Some(kind)) => answers.push(self.one(kind, scope)),
+                (0, None) => answers.push(Err(no_operation())),
+                _ => self.many(plain, batch.stop_on_error, scope, &mut answers),
             }
-            replies.push(self.reply(answer));
+            if batch.stop_on_error && answers.last().is_some_and(Result::is_err) {
+                break;
+            }
+            rest = batch.operations.get(answers.len()..).unwrap_or(others);
         }
+        let failed = answers.len().saturating_sub(1);
+        answers.resize_with(n, || {
+            Err(Error::new(
+                Status::Canceled,
+                format!("operation {failed} of the batch failed"),
+            ))
+        });
+        let replies = answers.into_iter().map(|a| self.reply(a)).collect();
         Ok(Answer::Batch(wire::BatchReply { replies }))
+    }
+
+    /// Carries out operations on one pool, with one look-up for all.
+    fn many<'a>(
+        &mut self,
+        kinds: impl Iterator<Item = &'a Kind> + Clone,
+        stop_on_error: bool,
+        scope: &mut Scope<'_>,
+        answers: &mut Vec<Result<Answer>>,
+    ) {
+        let before = answers.len();
+        let found = self.with_pool(scope, 0, |context| {
+            for kind in kinds.clone() {
+                answers.push(context.run(kind));
+                if stop_on_error && answers.last().is_some_and(Result::is_err) {
+                    break;
+                }
+            }
+        });
+        if let Err(e) = found {
+            let all = kinds.map(|_| Err(e.clone()));
+            answers.extend(all.take(if stop_on_error { 1 } else { usize::MAX }));
+        }
+        self.counters.operations += (answers.len() - before) as u64;
     }
 
     fn one(&mut self, kind: &Kind, scope: &mut Scope<'_>) -> Result<Answer> {
@@ -249,6 +290,16 @@ impl Service {
             Kind::GetStats(_) => self.users_of(scope.pool),
             _ => 0,
         };
+        self.with_pool(scope, sessions, |context| context.run(kind))?
+    }
+
+    /// Does something with the pool and the session of a request.
+    fn with_pool<T>(
+        &mut self,
+        scope: &mut Scope<'_>,
+        sessions: usize,
+        body: impl FnOnce(&mut Context<'_>) -> T,
+    ) -> Result<T> {
         let Some(session) = self.sessions.get_mut(scope.session) else {
             return Err(no_session(scope.session));
         };
@@ -263,15 +314,24 @@ impl Service {
         let Some(held) = session.held.get_mut(scope.pool) else {
             bail!(Status::Internal, "holdings that were just made are gone");
         };
-        Context {
-            pool,
-            held,
+        let result = body(&mut Context {
+            pool: &mut *pool,
+            held: &mut *held,
             name: scope.pool,
             epoch: self.epoch,
             sessions,
             room: scope.room,
+        });
+        // Who holds something of a pool keeps it, as if it had opened it.
+        if pool.can_end()
+            && !scope.session.is_empty()
+            && !held.is_empty()
+            && !session.opened.contains(scope.pool)
+        {
+            session.opened.insert(scope.pool.to_owned());
+            pool.opened();
         }
-        .run(kind)
+        Ok(result)
     }
 
     fn ping(&mut self, m: &wire::Ping, scope: &Scope<'_>) -> Result<Answer> {
@@ -312,7 +372,10 @@ impl Service {
         };
         // Only what can be seen from here can be watched: the number may be that of another host's
         // or container's process.
-        let process = (m.pid != 0 && process.is_alive()).then_some(process);
+        let process = (m.pid != 0 && process.is_seen()).then_some(process);
+        // One that is over and that no tick has seen yet is not alive either: what it held must not
+        // become the next one's.
+        self.end_if_over(scope.session, scope.now);
         if let Some(session) = self.sessions.get_mut(scope.session) {
             session.renew(timeout, process, scope.now);
             return Ok(true);
@@ -377,6 +440,18 @@ impl Service {
         Ok(Answer::Done(wire::Done {}))
     }
 
+    fn end_if_over(&mut self, name: &str, now: Instant) {
+        if let Some(why) = self.sessions.get(name).and_then(|s| s.is_over(now)) {
+            self.expire(name, why);
+        }
+    }
+
+    fn expire(&mut self, name: &str, why: &str) {
+        let blocks = self.end_session(name);
+        self.counters.sessions_expired += 1;
+        log::warn!("session {name:?} is over, {why}: {blocks} holds are given back");
+    }
+
     /// Gives back what a session holds, and closes its pools. Returns the number of holds.
     fn end_session(&mut self, name: &str) -> usize {
         let Some(mut session) = self.sessions.remove(name) else {
@@ -406,7 +481,7 @@ impl Service {
         let Some(pool) = self.pools.remove(name) else {
             return;
         };
-        // Whoever holds something of it without having opened it holds nothing now.
+        // Sessions that hold something of it have it open; what is left is that of the nameless one.
         for session in self.sessions.values_mut() {
             session.held.remove(name);
         }
@@ -475,6 +550,20 @@ struct Scope<'a> {
     /// Block ids that the reply may still have.
     room: &'a mut usize,
     now: Instant,
+}
+
+/// Whether an operation is on the request's pool alone, and needs to know nothing beyond that.
+fn is_plain(kind: &Kind) -> bool {
+    !matches!(
+        kind,
+        Kind::Ping(_)
+            | Kind::OpenPool(_)
+            | Kind::CloseSession(_)
+            | Kind::GetMetrics(_)
+            | Kind::GetStats(_)
+            | Kind::Shutdown(_)
+            | Kind::Batch(_)
+    )
 }
 
 fn check_name(name: &str, what: &str) -> Result<()> {

@@ -27,7 +27,10 @@ impl Fixture {
             session: session.to_owned(),
             operation: Some(Operation { kind: Some(kind) }),
         };
-        let reply = self.service.handle(&request.encode_to_vec(), self.now);
+        let reply = self
+            .service
+            .handle(&request.encode_to_vec(), self.now)
+            .encode_to_vec();
         Reply::decode(&reply[..]).unwrap().result.unwrap()
     }
 
@@ -210,8 +213,48 @@ fn a_session_ends_with_its_process() {
     assert_eq!(f.free(), 2);
     child.kill().unwrap();
     child.wait().unwrap();
-    f.pass(0);
+    // Somebody who opens it before anybody has looked gets a new one.
+    assert!(!f.open("a").resumed);
     assert_eq!(f.free(), 6);
+}
+
+#[test]
+fn a_session_that_was_silent_for_too_long_is_not_resumed() {
+    let mut f = fixture();
+    f.open("a");
+    f.allocate("a", "", 4);
+    f.now += Duration::from_secs(31);
+    assert!(!f.open("a").resumed);
+    assert_eq!(f.free(), 10);
+}
+
+#[test]
+fn a_pause_of_the_server_ends_no_session() {
+    let mut f = fixture();
+    f.open("a");
+    f.allocate("a", "", 4);
+    f.now += Duration::from_secs(100);
+    f.service.stood_still(Duration::from_secs(100), f.now);
+    f.pass(29);
+    assert_eq!(f.free(), 6);
+    f.pass(2);
+    assert_eq!(f.free(), 10);
+}
+
+#[test]
+fn a_pool_stays_while_a_session_holds_something_of_it() {
+    let mut f = fixture();
+    f.open("a");
+    f.open("b");
+    f.ask("p", "a", open_pool(9));
+    let held = ids(f.ask("p", "b", allocate("", 3)));
+    f.ask("", "a", Kind::CloseSession(CloseSession {}));
+    assert_eq!(f.ask("p", "b", free(&held)), Answer::Done(Done {}));
+    f.ask("", "b", Kind::CloseSession(CloseSession {}));
+    assert_eq!(
+        code(f.ask("p", "", Kind::GetStats(GetStats {}))),
+        Code::NotFound
+    );
 }
 
 #[test]
@@ -504,7 +547,7 @@ fn what_cannot_be_read_is_answered() {
     let mut f = fixture();
     let mut answer = |bytes: &[u8]| {
         let now = Instant::now();
-        Reply::decode(&f.service.handle(bytes, now)[..])
+        Reply::decode(&f.service.handle(bytes, now).encode_to_vec()[..])
             .unwrap()
             .result
             .unwrap()

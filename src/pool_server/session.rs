@@ -47,6 +47,16 @@ impl Session {
         }
     }
 
+    /// It has been silent for so long through no fault of its client's.
+    pub(super) fn pardon(&mut self, time: Duration, now: Instant) {
+        if let Some(lease) = &mut self.lease {
+            lease.last_seen = lease
+                .last_seen
+                .checked_add(time)
+                .map_or(now, |t| t.min(now));
+        }
+    }
+
     /// Silence after which it ends; zero: never.
     pub(super) fn timeout(&self) -> Duration {
         self.lease.as_ref().map_or(Duration::ZERO, |l| l.timeout)
@@ -60,7 +70,7 @@ impl Session {
     /// Why it is over, if it is.
     pub(super) fn is_over(&self, now: Instant) -> Option<&'static str> {
         let lease = self.lease.as_ref()?;
-        if lease.process.is_some_and(|p| !p.is_alive()) {
+        if lease.process.is_some_and(Process::has_ended) {
             return Some("its process has ended");
         }
         (now.saturating_duration_since(lease.last_seen) > lease.timeout)

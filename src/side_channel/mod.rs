@@ -12,8 +12,8 @@
 //!
 //! # In files
 //!
-//! `server` is the loop over the clients of a listener and `service` its thread, `sockets` and
-//! `net` are what every protocol needs; a protocol adds what it says.
+//! `server` is the loop over the clients of a listener and `service` its thread, `sockets` is where
+//! it listens; a protocol adds what it says.
 //!
 //! Metadata is not secret from anyone who can connect, and it is not authenticated. A listener is
 //! therefore bound to loopback unless the caller names another address, and says so in the log
@@ -33,7 +33,6 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-mod net;
 mod server;
 mod service;
 mod sockets;

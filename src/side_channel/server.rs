@@ -22,8 +22,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::ListenOptions;
-use super::net::{self, pollfd};
 use super::service::Control;
+use crate::net::{self, pollfd};
 
 /// How many newcomers one turn takes in.
 const ACCEPT_BUDGET: usize = 64;

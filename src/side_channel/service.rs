@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, ThreadId};
 
 use super::ListenOptions;
-use super::net::Endpoint;
 use super::server::{Protocol, Server};
 use super::sockets::bind;
 use crate::error::{Error, Result, Status, bail};
 use crate::event::Event;
+use crate::net::Endpoint;
 use crate::sync::lock;
 
 /// A bound address and the thread that serves it.

@@ -1,12 +1,11 @@
-//! Sockets of the protocols that run over TCP: where to listen, whom to connect to.
+//! Where the protocols that run over TCP listen.
 
-use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 
 use super::ListenOptions;
-use super::net::{self, Deadline};
 use crate::error::{Error, Result, Status, bail};
+use crate::net::{self, Deadline};
 
 /// Connections that the kernel completes before the thread has taken them; the kernel's own limit
 /// (net.core.somaxconn) applies as well.
@@ -47,48 +46,4 @@ fn prepare(listener: TcpListener) -> Result<TcpListener> {
         return Err(Error::os("cannot widen the queue of connections"));
     }
     Ok(listener)
-}
-
-/// The first connection that succeeds. Each address has its share of the time that is left, so
-/// that one that swallows packets does not hide the next.
-pub(super) fn connect(addrs: &[SocketAddr], deadline: &Deadline) -> Result<TcpStream> {
-    let mut failures: Vec<Error> = Vec::new();
-    for (i, addr) in addrs.iter().enumerate() {
-        let share = deadline.remaining() / (addrs.len() - i) as u32;
-        if share.is_zero() {
-            break;
-        }
-        match TcpStream::connect_timeout(addr, share) {
-            Ok(stream) if !connected_to_itself(&stream) => return Ok(stream),
-            Ok(_) => failures.push(Error::new(
-                Status::PeerLost,
-                format!("{addr}: nobody listens there"),
-            )),
-            Err(e) => failures.push(connect_error(addr, &e)),
-        }
-    }
-    if deadline.remaining().is_zero() {
-        bail!(
-            Status::Timeout,
-            "no connection within {:?}",
-            deadline.allowed
-        );
-    }
-    let status = failures.last().map_or(Status::PeerLost, Error::status);
-    let each: Vec<_> = failures.iter().map(Error::message).collect();
-    bail!(status, "cannot connect: {}", each.join("; "))
-}
-
-/// Linux lets a socket whose own port happens to be the one it asks for connect to itself.
-fn connected_to_itself(stream: &TcpStream) -> bool {
-    matches!((stream.local_addr(), stream.peer_addr()), (Ok(a), Ok(b)) if a == b)
-}
-
-fn connect_error(addr: &SocketAddr, e: &io::Error) -> Error {
-    match e.kind() {
-        io::ErrorKind::HostUnreachable
-        | io::ErrorKind::NetworkUnreachable
-        | io::ErrorKind::NetworkDown => Error::new(Status::PeerLost, format!("{addr}: {e}")),
-        _ => Error::from_io(addr, e),
-    }
 }

@@ -1,5 +1,6 @@
 //! The library's client against a server that misbehaves.
 
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use kvferry::block_pool::Options;
@@ -7,7 +8,7 @@ use kvferry::error::Status;
 use kvferry::pool_client::{ClientOptions, PoolClient};
 use kvferry::pool_server::wire::{self, operation::Kind};
 
-use super::support::{DEADLINE, Place, Server, until};
+use super::support::{DEADLINE, Place, Raw, Server, lower_open_files, until};
 use super::{allocate, blocks, connect, stats};
 
 fn options(address: &str) -> ClientOptions {
@@ -41,6 +42,94 @@ fn a_call_without_an_answer_ends_the_client() {
     assert_eq!(
         client.call(allocate(1)).unwrap_err().status(),
         Status::InvalidState
+    );
+    client.close().unwrap();
+    assert_eq!(stats(&other).free, 49);
+}
+
+#[test]
+fn a_server_that_dies_in_the_middle_of_a_call_is_told_at_once() {
+    let place = Place::new();
+    let listener = UnixListener::bind(&place.0).unwrap();
+    let server = std::thread::spawn(move || {
+        let mut raw = Raw::new(listener.accept().unwrap().0, "ROUTER");
+        raw.message()
+    });
+    let e = PoolClient::connect(&options(&place.address()))
+        .err()
+        .unwrap();
+    assert_eq!(e.status(), Status::PeerLost, "{e}");
+    let request = server.join().unwrap();
+    assert_eq!((request.len(), &request[0][..]), (2, &b""[..]));
+}
+
+const ENV_HOST: &str = "KVF_TEST_HOST_ADDRESS";
+
+/// Not a test by itself: a host program that handles no SIGPIPE and runs out of descriptors.
+#[test]
+fn host() {
+    let Ok(address) = std::env::var(ENV_HOST) else {
+        return;
+    };
+    // SAFETY: this process is here for this test alone.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let whole = PoolClient::connect(&ClientOptions {
+        // As long as it waits for a server that has gone.
+        timeout: Duration::from_secs(5),
+        ..options(&address)
+    })
+    .unwrap();
+    let mut refused = 0;
+    // With room for no descriptor, for one, and so on.
+    for room in 0..8 {
+        let mut taken: Vec<std::fs::File> = Vec::new();
+        while let Ok(file) = std::fs::File::open("/dev/null") {
+            taken.push(file);
+            assert!(
+                taken.len() < 100_000,
+                "the limit is lowered by whoever started this"
+            );
+        }
+        taken.truncate(taken.len() - room);
+        match PoolClient::connect(&options(&address)) {
+            Ok(client) => assert!(client.call(allocate(1)).is_ok()),
+            Err(e) => {
+                refused += 1;
+                assert_eq!(e.status(), Status::ResourceExhausted, "{e}");
+            }
+        }
+        assert!(whole.call(allocate(1)).is_ok());
+    }
+    assert!((1..8).contains(&refused), "{refused}");
+    // The server goes while there is something to be sent.
+    whole.call(Kind::Shutdown(wire::Shutdown {})).unwrap();
+    let short = ClientOptions {
+        timeout: Duration::from_millis(200),
+        ..options(&address)
+    };
+    // While it is asked it answers, for some seconds.
+    until("the server has gone", || whole.call(allocate(0)).is_err());
+    for _ in 0..3 {
+        assert!(whole.call(allocate(1)).is_err());
+        assert!(PoolClient::connect(&short).is_err());
+    }
+    std::process::exit(77);
+}
+
+#[test]
+fn a_host_without_descriptors_or_without_a_server_survives() {
+    let server = Server::start(&["500"]);
+    let mut host = std::process::Command::new(std::env::current_exe().unwrap());
+    host.args(["--exact", "client::host", "--nocapture"])
+        .env(ENV_HOST, server.listening());
+    lower_open_files(&mut host, 64);
+    let out = host.output().unwrap();
+    assert_eq!(
+        out.status.code(),
+        Some(77),
+        "{:?}: {}",
+        out.status,
+        String::from_utf8_lossy(&out.stderr)
     );
 }
 

@@ -9,7 +9,7 @@ use kvferry::pool_server::wire::{
 };
 use prost::Message;
 
-use super::support::{DEADLINE, Place, Server, until};
+use super::support::{DEADLINE, Place, Raw, Server, until};
 use super::{Random, allocate, blocks, stats};
 
 const BLOCKS: u32 = 60;
@@ -171,6 +171,61 @@ fn a_listener_knows_what_the_pool_has() {
     let keys = keys(&clients[0]);
     assert!(!keys.is_empty());
     assert_eq!(listener.known, keys);
+}
+
+#[test]
+fn a_listener_that_is_too_slow_sees_a_gap_and_holds_up_nobody() {
+    let events = Place::new();
+    let server = Server::start(&["--events-path", &events.address()]);
+    let client = PoolClient::connect(&options(&server.listening(), "p")).unwrap();
+    let mut slow = Raw::connect(&server.address("events"), "SUB");
+    slow.send(&kvferry::zmtp::message(&[b"\x01p"]));
+    let announce = |tokens: u32| {
+        let content = wire::BlockContent {
+            hashes: vec![1],
+            hash_length: 1,
+            block_size: tokens,
+            tokens: vec![7; tokens as usize],
+            ..Default::default()
+        };
+        client
+            .call(Kind::AnnounceBlocks(Box::new(wire::AnnounceBlocks {
+                content: Some(content),
+            })))
+            .unwrap();
+    };
+    assert!(matches!(slow.event(), kvferry::zmtp::Event::Ready(_)));
+    until("the subscription has arrived", || {
+        announce(1);
+        slow.has_more()
+    });
+    let next = |slow: &mut Raw| {
+        let frames = slow.message();
+        EventBatch::decode(&frames[1][..]).unwrap().sequence
+    };
+    let mut first = 0;
+    while slow.has_more() {
+        first = next(&mut slow);
+    }
+    // Each is 3.6 MB.
+    const LARGE: u32 = 900_000;
+    for _ in 0..20 {
+        announce(LARGE);
+    }
+    let last = stats(&client).event_sequence;
+    let mut heard = vec![first];
+    // What waited for it, up to the gap; then the newest again.
+    while heard.windows(2).all(|w| w[1] == w[0] + 1) {
+        assert!(*heard.last().unwrap() < last, "{heard:?}");
+        if heard.len() == 5 {
+            announce(LARGE);
+        }
+        heard.push(next(&mut slow));
+    }
+    assert!(
+        heard.len() > 4 && *heard.last().unwrap() > last,
+        "{heard:?}"
+    );
 }
 
 #[test]

@@ -256,7 +256,8 @@ fn request(pool: &str, session: &str, kind: Kind) -> Vec<u8> {
 }
 
 fn answer(service: &mut Service, request: &[u8], now: Instant) -> Answer {
-    let reply = Reply::decode(&service.handle(request, now)[..]).expect("a reply can be read");
+    let reply = Reply::decode(&service.handle(request, now).encode_to_vec()[..])
+        .expect("a reply can be read");
     let answer = reply.result.expect("a reply says something");
     let parts = match &answer {
         Answer::Batch(batch) => batch

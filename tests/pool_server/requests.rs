@@ -1,10 +1,13 @@
 //! What arrives on the socket, whatever it is.
 
 use kvferry::pool_server::wire::reply::Result as Answer;
-use kvferry::pool_server::wire::{Code, Operation, Ping, Reply, Request, operation::Kind};
+use kvferry::pool_server::wire::{
+    Code, GetAllFreeBlocks, Operation, Ping, Reply, Request, operation::Kind,
+};
+use kvferry::zmtp;
 use prost::Message;
 
-use super::support::{DEADLINE, Server};
+use super::support::{DEADLINE, Place, Raw, Server, command, lower_open_files};
 use super::{Random, allocate, blocks, connect, stats};
 
 /// A socket that sends what it is told, several requests without waiting for replies.
@@ -119,6 +122,74 @@ fn a_request_that_is_too_long_costs_its_sender_the_connection_and_nobody_else_an
     let e = client.call(many).unwrap_err();
     assert!(e.message().contains("the server takes 1000"), "{e}");
     assert_eq!(stats(&client).free, 47);
+}
+
+#[test]
+fn whoever_does_not_read_waits_for_nobody_but_itself_and_loses_nothing() {
+    const N: u32 = 30;
+    let server = Server::start(&["200000"]);
+    let mut slow = Raw::connect(&server.listening(), "DEALER");
+    // 800 kB each, far more than the sockets hold.
+    let all = request(Kind::GetAllFreeBlocks(GetAllFreeBlocks { limit: 0 }));
+    for _ in 0..N {
+        slow.send(&zmtp::message(&[b"", &all]));
+    }
+    let client = connect(&server.listening());
+    for _ in 0..100 {
+        client.call(allocate(1)).unwrap();
+    }
+    for _ in 0..N {
+        let frames = slow.message();
+        let Answer::Blocks(blocks) = Reply::decode(&frames[1][..]).unwrap().result.unwrap() else {
+            panic!()
+        };
+        assert!(blocks.total >= 199_899 && blocks.block_ids.len() == blocks.total as usize);
+    }
+}
+
+#[test]
+fn strangers_are_sent_away() {
+    let server = Server::start(&["50"]);
+    let mut http = Raw::connect(&server.listening(), "");
+    http.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(http.is_closed());
+    for socket_type in ["PUB", "SUB", "REP", "PULL", "PAIR"] {
+        assert!(Raw::connect(&server.listening(), socket_type).is_closed());
+    }
+    let mut many = Raw::connect(&server.listening(), "DEALER");
+    many.send(&zmtp::message(&[&b"x"[..]; 100]));
+    assert!(many.is_closed());
+    assert_eq!(stats(&connect(&server.listening())).free, 49);
+}
+
+#[test]
+fn more_connections_than_descriptors_are_survived() {
+    let place = Place::new();
+    let mut program = command(&["50", "--socket-path", &place.address()]);
+    lower_open_files(&mut program, 100);
+    let server = Server::start_command(&mut program).unwrap();
+    let client = connect(&server.listening());
+    let mut strangers = Vec::new();
+    for _ in 0..50 {
+        // Those that are not let in wait in the kernel's queue, or are turned away.
+        strangers.push(Raw::connect(&server.listening(), "REQ"));
+        client.call(allocate(0)).unwrap();
+    }
+    assert_eq!(stats(&client).free, 49);
+    strangers.clear();
+    assert_eq!(stats(&connect(&server.listening())).free, 49);
+    // More sessions than that could serve are refused from the start.
+    let mut program = command(&[
+        "50",
+        "--max-sessions",
+        "50",
+        "--socket-path",
+        &place.address(),
+    ]);
+    lower_open_files(&mut program, 100);
+    let (status, said) = Server::start_command(&mut program).err().unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("--max-sessions 50"), "{said}");
 }
 
 #[test]

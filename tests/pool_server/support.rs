@@ -1,10 +1,15 @@
 //! A server for a test, and ways to talk to it.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use kvferry::zmtp::{self, Decoder, Event, Limits};
 
 /// No wait of a test is longer.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -50,8 +55,12 @@ impl Server {
 
     /// One at this address; or how it ended, and what it said.
     pub fn start_at(address: &str, args: &[&str]) -> Result<Self, (ExitStatus, String)> {
-        let mut child = command(args)
-            .args(["--socket-path", address])
+        Server::start_command(command(args).args(["--socket-path", address]))
+    }
+
+    /// The same of a whole command.
+    pub fn start_command(command: &mut Command) -> Result<Self, (ExitStatus, String)> {
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -121,6 +130,82 @@ impl Drop for Server {
     }
 }
 
+/// A connection by hand, which reads only when it is told to.
+pub struct Raw {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Raw {
+    /// Connects, and greets as a socket of this type.
+    pub fn connect(address: &str, socket_type: &str) -> Self {
+        let stream = UnixStream::connect(address.trim_start_matches("ipc://")).unwrap();
+        Raw::new(stream, socket_type)
+    }
+
+    /// Greets over this one.
+    pub fn new(stream: UnixStream, socket_type: &str) -> Self {
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let limits = Limits {
+            bytes: 1 << 30,
+            frames: 2,
+        };
+        let mut raw = Raw {
+            stream,
+            decoder: Decoder::new(limits),
+        };
+        raw.send(&[zmtp::greeting(), zmtp::ready(socket_type)].concat());
+        raw
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// The next message.
+    pub fn message(&mut self) -> Vec<Vec<u8>> {
+        loop {
+            if let Event::Message(frames) = self.event() {
+                return frames;
+            }
+        }
+    }
+
+    /// What the other end says next.
+    pub fn event(&mut self) -> Event {
+        let mut bytes = [0; 4096];
+        loop {
+            let want = self.decoder.missing().min(bytes.len());
+            let n = self
+                .stream
+                .read(&mut bytes[..want])
+                .expect("it says something");
+            assert!(n > 0, "the connection has been closed");
+            if let Some(event) = self.decoder.push(&bytes[..n]).unwrap() {
+                return event;
+            }
+        }
+    }
+
+    /// Whether something has come that was not read yet.
+    pub fn has_more(&self) -> bool {
+        let mut byte = 0u8;
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        // SAFETY: one byte, which lives for the call; the descriptor is open.
+        let n = unsafe { libc::recv(self.stream.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
+        n > 0
+    }
+
+    /// Whether the other end closes the connection, whatever it says before.
+    pub fn is_closed(&mut self) -> bool {
+        let mut rest = Vec::new();
+        match self.stream.read_to_end(&mut rest) {
+            Ok(_) => true,
+            Err(e) => e.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
 /// The program, without what the environment of the tests may say.
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kv_cache_server"));
@@ -129,6 +214,23 @@ pub fn command(args: &[&str]) -> Command {
     }
     command.args(args);
     command
+}
+
+/// A program that can have so many open files and no more.
+pub fn lower_open_files(command: &mut Command, n: u64) {
+    let lower = move || {
+        let limit = libc::rlimit {
+            rlim_cur: n,
+            rlim_max: n,
+        };
+        // SAFETY: the struct lives for the call.
+        match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: setrlimit(2) and errno may be used between fork and exec.
+    unsafe { command.pre_exec(lower) };
 }
 
 /// Waits for a condition.

@@ -335,3 +335,44 @@ def test_many_threads():
         t.join()
     assert not wrong
     assert pool.num_free == 199
+
+
+def test_calls_with_everything_made_beforehand_do_what_the_methods_do():
+    names = [f"block {i}" for i in range(4000)]
+    rng = random.Random(5)
+    with BlockPool(4000, caching=True, policy="lru") as a, BlockPool(4000, caching=True, policy="lru") as b:
+        calls = kvferry.block_pool.calls(a, names)
+        for n in (0, 1, 2, 64, 65, 1024, 1025, 1, 64):
+            ids = b.allocate(n)
+            assert calls.allocate(n) == [names[i] for i in ids]
+            hashes = [rng.randbytes(32) for _ in ids]
+            calls.cache(ids, hashes, 16, 0, 3)
+            b.cache(ids, hashes, block_size=16, first=3)
+            for chain in (hashes, hashes[:1], hashes[: n // 2] + [bytes(32)] + hashes[n // 2 :]):
+                found = b.lookup_chain(chain)[0]
+                assert calls.lookup_chain(chain) == [names[i] for i in found]
+            calls.touch(ids)
+            b.touch(ids)
+            for _ in range(2):
+                assert a.ref_counts(ids) == b.ref_counts(ids)
+                calls.free(ids)
+                b.free(ids)
+            for i in ids[:3]:
+                assert a.keys(i) == b.keys(i)
+            assert a.free_blocks() == b.free_blocks()
+        for wrong, error in (
+            (lambda: calls.allocate(-1), errors.InvalidArgumentError),
+            (lambda: calls.allocate(4000), errors.ResourceExhaustedError),
+            (lambda: calls.free([7]), errors.InvalidStateError),
+            (lambda: calls.free([7, 8]), errors.InvalidStateError),
+            (lambda: calls.touch([0]), errors.InvalidArgumentError),
+            (lambda: calls.touch([1, 4000]), errors.InvalidArgumentError),
+            (lambda: calls.lookup_chain([b"a", b"bc"]), errors.MismatchError),
+            (lambda: calls.cache([1, 2], [b"a"], 16, 0, 0), errors.MismatchError),
+        ):
+            with pytest.raises(error):
+                wrong()
+        assert a.free_blocks() == b.free_blocks()
+        assert a.stats() == b.stats()._replace(refused_allocations=1)
+    with pytest.raises(errors.InvalidHandleError):
+        calls.allocate(1)

@@ -22,7 +22,7 @@ import ctypes
 import struct
 import weakref
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import (
     POINTER,
     Structure,
@@ -35,6 +35,8 @@ from ctypes import (
     c_void_p,
     sizeof,
 )
+from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from . import _lifetime, errors
@@ -125,10 +127,12 @@ _cache = _undeclared("kvf_block_pool_cache")
 # a slice.
 _SHORT = 65
 _ARRAYS = [c_uint32 * n for n in range(_SHORT)]
-_SIZES = [c_size_t(n) for n in range(_SHORT)]
+# As arguments: what is converted already is passed on fastest.
+_SIZES = [c_size_t.from_param(n) for n in range(_SHORT)]
 _READ = [struct.Struct(f"{n}I").unpack for n in range(_SHORT)]
+_READ_FIRST = [struct.Struct(f"{n}I").unpack_from for n in range(_SHORT)]
 _FOUND = c_size_t * 1
-_FLAGS = (c_uint8(0), c_uint8(1))
+_FLAGS = (c_uint8.from_param(0), c_uint8.from_param(1))
 
 
 class _CachedBlocks(Structure):
@@ -140,6 +144,9 @@ class _CachedBlocks(Structure):
 
 
 _CACHED_SIZE = sizeof(_CachedBlocks)
+# The same struct, written in one go.
+_CODES = {c_uint32: "I", c_uint64: "Q", c_size_t: "N", c_void_p: "P"}
+_PACK_CACHED = struct.Struct("".join(_CODES[kind] for _, kind in kvf_cached_blocks._fields_)).pack_into
 
 
 def _ids(values: Iterable[int]) -> bytes:
@@ -150,11 +157,11 @@ def _ids(values: Iterable[int]) -> bytes:
         raise errors.InvalidArgumentError(f"block ids are integers of 32 bits: {e}") from None
 
 
-def _size(n: int) -> c_size_t:
+def _size(n: int) -> Any:
     return _SIZES[n] if n < _SHORT else c_size_t(n)
 
 
-def _len(ids: bytes) -> c_size_t:
+def _len(ids: bytes) -> Any:
     return _size(len(ids) >> 2)
 
 
@@ -165,6 +172,12 @@ def _pointer(value: bytes | None) -> int | None:
 
 def _room(n: int) -> Any:
     return _ARRAYS[n]() if n < _SHORT else (c_uint32 * n)()
+
+
+def _read(ids: Any, n: int) -> tuple[int, ...]:
+    """The first `n` ids of an array."""
+    read = _READ_FIRST[n] if n < _SHORT else struct.Struct(f"{n}I").unpack_from
+    return read(ids)
 
 
 def _count(n: int) -> int:
@@ -220,6 +233,7 @@ class BlockPool:
         #: Number of blocks, the null block included.
         self.num_blocks = num_blocks
         self._handle = handle
+        self._argument = c_uint64.from_param(handle.value)
         self._finalizer = _lifetime.ends_with(self, lib.kvf_block_pool_destroy, handle.value)
         #: The last array that :meth:`_nodes` gave out.
         self._view: weakref.ref[Any] | None = None
@@ -255,9 +269,9 @@ class BlockPool:
             return self._allocate_many(_count(n), after)
         ids = _ARRAYS[n]()
         if after is None:
-            status = _allocate(self._handle, ids, _SIZES[n])
+            status = _allocate(self._argument, ids, _SIZES[n])
         else:
-            status = _allocate_after(self._handle, c_uint32(after), ids, _SIZES[n])
+            status = _allocate_after(self._argument, c_uint32(after), ids, _SIZES[n])
         if status:
             errors.check(status)
         return list(_READ[n](ids))
@@ -266,9 +280,9 @@ class BlockPool:
         ids = array("I", [0]) * n
         address, _ = ids.buffer_info()
         if after is None:
-            status = _allocate(self._handle, c_void_p(address), c_size_t(n))
+            status = _allocate(self._argument, c_void_p(address), c_size_t(n))
         else:
-            status = _allocate_after(self._handle, c_uint32(after), c_void_p(address), c_size_t(n))
+            status = _allocate_after(self._argument, c_uint32(after), c_void_p(address), c_size_t(n))
         if status:
             errors.check(status)
         return ids.tolist()
@@ -284,7 +298,7 @@ class BlockPool:
             InvalidArgumentError: A block is unknown or the null block; nothing is changed.
         """
         packed = _ids(ids)
-        status = _free(self._handle, packed, _len(packed))
+        status = _free(self._argument, packed, _len(packed))
         if status:
             errors.check(status)
 
@@ -292,7 +306,7 @@ class BlockPool:
         """Like :meth:`free`, for blocks that somebody still reads until they are handed out again:
         all go to the end of the queue, and :meth:`take_reused` tells when they were."""
         packed = _ids(ids)
-        errors.check(_unpin(self._handle, packed, _len(packed)))
+        errors.check(_unpin(self._argument, packed, _len(packed)))
 
     def touch(self, ids: Iterable[int]) -> None:
         """Holds each block once more; free ones leave the queue.
@@ -301,7 +315,7 @@ class BlockPool:
             InvalidArgumentError: A block is unknown or the null block; nothing is changed.
         """
         packed = _ids(ids)
-        status = _touch(self._handle, packed, _len(packed))
+        status = _touch(self._argument, packed, _len(packed))
         if status:
             errors.check(status)
 
@@ -380,11 +394,11 @@ class BlockPool:
         wanted, width, n = _ids(groups), len(groups), len(hashes)
         ids, found = _room(n * width), _FOUND()
         status = _lookup(
-            self._handle, joined, _size(length), _size(n), wanted, _size(width), _FLAGS[touch], ids, found
+            self._argument, joined, _size(length), _size(n), wanted, _size(width), _FLAGS[touch], ids, found
         )
         if status:
             errors.check(status)
-        flat = ids[: found[0] * width]
+        flat = list(_read(ids, found[0] * width))
         return [flat] if width == 1 else [flat[i::width] for i in range(width)]
 
     def cache(
@@ -435,7 +449,7 @@ class BlockPool:
             len(tokens),
             tag,
         )
-        status = _cache(self._handle, byref(what))
+        status = _cache(self._argument, byref(what))
         if status:
             errors.check(status)
 
@@ -515,6 +529,116 @@ class BlockPool:
         stats = kvf_block_pool_stats()
         errors.check(lib.kvf_block_pool_stats_get(self._handle, stats))
         return Stats(*(getattr(stats, name) for name in Stats._fields))
+
+
+class Calls(NamedTuple):
+    """The hot calls of a pool as :func:`calls` makes them."""
+
+    allocate: Callable[[int], list[Any]]
+    free: Callable[[Sequence[int]], None]
+    touch: Callable[[Sequence[int]], None]
+    lookup_chain: Callable[[Sequence[bytes]], list[Any]]
+    cache: Callable[[Sequence[int], Sequence[bytes], int, int, int], None]
+
+
+#: Blocks of one call that :func:`calls` has room for.
+_ROOM = 1024
+#: Bytes of hashes, likewise.
+_HASH_ROOM = 64 * _ROOM
+
+
+def calls(pool: BlockPool, objects: Sequence[Any]) -> Calls:
+    """The calls that an engine makes all the time, with everything made beforehand that can be.
+
+    For one thread at a time: what goes in and comes out passes through the same memory every time.
+    What comes out is not ids but what `objects` has for them; what goes in may be these objects, if
+    they are integers.
+
+    A call of a single block is mostly the way there: here it goes through no array that has to be made
+    and no argument that has to be converted. In longer ones there is as little as possible between two
+    blocks (an itemgetter, of all things), so that the processor waits for several objects at once.
+    """
+    handle, at = pool._argument, objects.__getitem__
+    ids = (c_uint32 * _ROOM)()
+    words = memoryview(ids).cast("B").cast("I")
+    there, found = byref(ids), _FOUND()
+    what, hash_room = ctypes.create_string_buffer(_CACHED_SIZE), (c_uint8 * _HASH_ROOM)()
+    hash_bytes = memoryview(hash_room).cast("B")
+    ids_at, hashes_at = ctypes.addressof(ids), ctypes.addressof(hash_room)
+    allocate_one = partial(_allocate, handle, there, _SIZES[1])
+    free_one = partial(_free, handle, there, _SIZES[1])
+    touch_one = partial(_touch, handle, there, _SIZES[1])
+    cache_it = partial(_cache, handle, byref(what))
+    group_0, one_group, untouched, count = _ids([0]), _SIZES[1], _FLAGS[0], byref(found)
+
+    def named(some: Sequence[int]) -> list[Any]:
+        return [*itemgetter(*some)(objects)] if len(some) > 1 else [*map(at, some)]
+
+    def allocate(n: int) -> list[Any]:
+        if n == 1:
+            if status := allocate_one():
+                errors.check(status)
+            return [at(words[0])]
+        if not 0 <= n < _SHORT:
+            return named(pool._allocate_many(_count(n), None))
+        if status := _allocate(handle, there, _SIZES[n]):
+            errors.check(status)
+        return named(_READ_FIRST[n](ids))
+
+    def free(blocks: Sequence[int]) -> None:
+        if len(blocks) == 1:
+            words[0] = blocks[0]
+            status = free_one()
+        else:
+            packed = _ids(blocks)
+            status = _free(handle, packed, _len(packed))
+        if status:
+            errors.check(status)
+
+    def touch(blocks: Sequence[int]) -> None:
+        if len(blocks) == 1:
+            words[0] = blocks[0]
+            status = touch_one()
+        else:
+            packed = _ids(blocks)
+            status = _touch(handle, packed, _len(packed))
+        if status:
+            errors.check(status)
+
+    def lookup_chain(hashes: Sequence[bytes]) -> list[Any]:
+        n = len(hashes)
+        if not 0 < n <= _ROOM:
+            return named(pool.lookup_chain(hashes)[0])
+        joined, length = b"".join(hashes), len(hashes[0])
+        if len(joined) != n * length:
+            _hashes(hashes)  # says what is wrong
+        if status := _lookup(
+            handle, joined, _size(length), _size(n), group_0, one_group, untouched, there, count
+        ):
+            errors.check(status)
+        n = found[0]
+        return named(_read(ids, n)) if n else []
+
+    def cache(
+        blocks: Sequence[int], hashes: Sequence[bytes], block_size: int, group: int, first: int
+    ) -> None:
+        joined, length = _hashes(hashes)
+        n = len(hashes)
+        if not len(blocks) == n <= _ROOM or len(joined) > _HASH_ROOM:
+            return pool.cache(blocks, hashes, block_size=block_size, group=group, first=first)
+        if n == 1:
+            words[0] = blocks[0]
+        else:
+            words[:n] = array("I", blocks)
+        hash_bytes[: len(joined)] = joined
+        _PACK_CACHED(
+            what, 0, _CACHED_SIZE, group, first, block_size, ids_at, n, hashes_at, length,
+            0, 0, 0, 0, 0, 0,
+        )  # fmt: skip
+        if status := cache_it():
+            errors.check(status)
+
+    return Calls(allocate, free, touch, lookup_chain, cache)
 
 
 # What PoolClient needs as well.

@@ -1,85 +1,130 @@
 //! Where the server listens.
 //!
-//! libzmq removes whatever file is at the place of an `ipc://` socket, also one that a live server is
-//! listening on, which from then on nobody can reach. So here it is looked at first: a socket that
-//! nobody listens on is taken over, a live one is refused, and anything else is left alone. A name in
-//! Linux's abstract socket space, which goes with its process and leaves no file, keeps two servers
-//! that start together apart.
+//! A socket file may be left over from a server that is gone, or belong to one that is live, or be no
+//! socket at all. So it is looked at first: a socket that nobody listens on is taken over, a live one
+//! is refused, and anything else is left alone. A name in Linux's abstract socket space, which goes
+//! with its process and leaves no file, keeps two servers that start together apart.
 
 use std::fs;
-use std::io::ErrorKind;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use kvferry::error::{Error, Result, Status};
+use kvferry::zmtp::{Address, Stream};
 use sha2::{Digest, Sha256};
 
-/// A place that a socket is bound to.
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// A place that is listened at.
 pub struct Bound {
     /// As clients connect to it.
     pub address: String,
+    /// `None` once it is closed.
+    listener: Option<Listener>,
     file: Option<PathBuf>,
     /// Held, not listened on.
     _claim: Option<UnixListener>,
 }
 
 impl Bound {
-    /// Lets nobody else connect, and removes the socket file. Those who are connected stay.
-    pub fn close(&self, socket: &zmq::Socket) {
-        // It may be gone already, as may the file.
-        let _ = socket.unbind(&self.address);
+    /// The next connection, if there is one.
+    ///
+    /// # Errors
+    /// Out of descriptors or memory.
+    pub fn accept(&self) -> io::Result<Option<Stream>> {
+        let stream = match &self.listener {
+            None => return Ok(None),
+            Some(Listener::Unix(l)) => l.accept().and_then(|(s, _)| Stream::unix(s)),
+            Some(Listener::Tcp(l)) => l.accept().and_then(|(s, _)| Stream::tcp(s)),
+        };
+        match stream {
+            Ok(stream) => Ok(Some(stream)),
+            Err(e) => match e.raw_os_error() {
+                Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Err(e),
+                // There is none, or the one that there was has gone: the next turn sees the others.
+                _ => Ok(None),
+            },
+        }
+    }
+
+    /// What to wait for.
+    pub fn fd(&self) -> Option<RawFd> {
+        self.listener.as_ref().map(|l| match l {
+            Listener::Unix(l) => l.as_raw_fd(),
+            Listener::Tcp(l) => l.as_raw_fd(),
+        })
+    }
+
+    /// Removes the socket file, so that nobody else connects.
+    pub fn hide(&self) {
+        // It may be gone already.
         if let Some(file) = &self.file {
             let _ = fs::remove_file(file);
         }
     }
+
+    /// Ends the listening. Those who are connected stay.
+    pub fn close(&mut self) {
+        self.listener = None;
+    }
 }
 
-/// Binds a socket. A path alone stands for `ipc://PATH`.
+/// Listens at a place.
 ///
 /// # Errors
 /// [`Status::Busy`] for a place that is taken, [`Status::NotAllowed`] for one that other hosts could
 /// reach, unless that is wanted.
-pub fn bind(socket: &zmq::Socket, address: &str, mode: u32, allow_remote: bool) -> Result<Bound> {
-    let address = match address.starts_with('/') {
-        true => format!("ipc://{address}"),
-        false => address.to_owned(),
+pub fn bind(text: &str, mode: u32, allow_remote: bool) -> Result<Bound> {
+    let failed = |e: io::Error| match e.kind() {
+        ErrorKind::AddrInUse => Error::new(Status::Busy, format!("{text} is taken")),
+        _ => Error::from_io(format_args!("cannot listen on {text}"), &e),
     };
     let mut bound = Bound {
-        address: address.clone(),
+        address: text.to_owned(),
+        listener: None,
         file: None,
         _claim: None,
     };
-    if let Some(place) = address.strip_prefix("tcp://") {
-        check_local(place, allow_remote)?;
-    } else if let Some(path) = address.strip_prefix("ipc://") {
-        if path.is_empty() || path == "*" {
-            return Err(Error::invalid(format!("{address} names no file")));
+    let unix = |listener: UnixListener| {
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Some(Listener::Unix(listener)))
+    };
+    match Address::parse(text)? {
+        Address::File(path) => {
+            bound._claim = Some(claim(&path)?);
+            take_over(&path)?;
+            bound.listener = unix(UnixListener::bind(&path).map_err(failed)?)?;
+            let permissions = fs::Permissions::from_mode(mode);
+            fs::set_permissions(&path, permissions).map_err(|e| {
+                Error::from_io(format_args!("permissions of {}", path.display()), &e)
+            })?;
+            bound.address = format!("ipc://{}", path.display());
+            bound.file = Some(path);
         }
-        if !path.starts_with('@') {
-            bound._claim = Some(claim(Path::new(path))?);
-            take_over(Path::new(path))?;
-            bound.file = Some(path.into());
+        Address::Name(name) => {
+            let at = SocketAddr::from_abstract_name(name).map_err(failed)?;
+            bound.listener = unix(UnixListener::bind_addr(&at).map_err(failed)?)?;
         }
-    } else {
-        return Err(Error::invalid(format!(
-            "{address} is neither ipc://FILE nor tcp://HOST:PORT"
-        )));
-    }
-    socket.bind(&address).map_err(|e| match e {
-        zmq::Error::EADDRINUSE => Error::new(Status::Busy, format!("{address} is taken")),
-        e => Error::new(Status::Io, format!("cannot listen on {address}: {e}")),
-    })?;
-    if let Some(file) = &bound.file {
-        let permissions = fs::Permissions::from_mode(mode);
-        fs::set_permissions(file, permissions)
-            .map_err(|e| Error::from_io(format_args!("permissions of {}", file.display()), &e))?;
-    }
-    // Where the port was left open, this is the one that was given.
-    if let Ok(Ok(actual)) = socket.get_last_endpoint() {
-        bound.address = actual.trim_end_matches('\0').to_owned();
+        Address::Tcp(host, port) => {
+            check_local(text.trim_start_matches("tcp://"), allow_remote)?;
+            let host = match &*host {
+                "*" => "0.0.0.0",
+                host => host.trim_start_matches('[').trim_end_matches(']'),
+            };
+            let listener = TcpListener::bind((host, port)).map_err(failed)?;
+            listener.set_nonblocking(true).map_err(failed)?;
+            // Where the port was left open, this is the one that was given.
+            bound.address = format!("tcp://{}", listener.local_addr().map_err(failed)?);
+            bound.listener = Some(Listener::Tcp(listener));
+        }
     }
     Ok(bound)
 }
@@ -96,7 +141,7 @@ pub fn check_local(place: &str, allow_remote: bool) -> Result<()> {
     let local = match host.parse::<IpAddr>() {
         Ok(ip) => ip.is_loopback(),
         Err(_) if host == "*" => false,
-        // A name (or, to libzmq, an interface) is local if all that it stands for is.
+        // A name is local if all that it stands for is.
         Err(_) => (host, port.parse().unwrap_or(0))
             .to_socket_addrs()
             .is_ok_and(|mut all| all.all(|a| a.ip().is_loopback())),

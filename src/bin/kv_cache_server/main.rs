@@ -1,4 +1,4 @@
-//! `kv_cache_server`: block pools for several processes of one host, over ZeroMQ. What it does with a
+//! `kv_cache_server`: block pools for several processes of one host, in ZeroMQ's protocol. What it does with a
 //! message is in `kvferry::pool_server`; here are the sockets around it. docs/kv_cache_server.md is the
 //! manual.
 //!
@@ -6,12 +6,18 @@
 //! |---|---|
 //! | `settings` | command line and environment |
 //! | `endpoint` | where it listens: stale and live socket files, who may connect |
+//! | `descriptors` | the limit of open files, and how many sessions fit into it |
 //! | `front` | the loop: requests in, replies and events out |
+//! | `peer` | one connection |
+//! | `poller` | epoll(7) |
 //! | `signals` | SIGTERM and SIGINT as something to wait for |
 //! | `scrape` | `GET /metrics` |
 
+mod descriptors;
 mod endpoint;
 mod front;
+mod peer;
+mod poller;
 mod scrape;
 mod settings;
 mod signals;
@@ -62,9 +68,11 @@ fn run(s: &Settings) -> Result<()> {
         Some(_) => Publishing::Publish,
         None => Publishing::Off,
     };
-    let service = Service::new(s.limits.clone(), &s.pool, publishing, s.events.is_some())?;
+    let mut limits = s.limits.clone();
+    let most_clients = descriptors::fit(&mut limits)?;
+    let service = Service::new(limits, &s.pool, publishing, s.events.is_some())?;
     let service = Arc::new(Mutex::new(service));
-    let front = front::Front::open(s, Arc::clone(&service))?;
+    let front = front::Front::open(s, Arc::clone(&service), most_clients)?;
     let metrics = s
         .metrics
         .as_deref()

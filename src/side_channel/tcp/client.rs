@@ -5,9 +5,8 @@ use std::os::fd::AsRawFd;
 
 use super::frame::{MessageReader, Step};
 use crate::error::{Error, Result, Status, bail};
+use crate::net::{self, Deadline, Endpoint};
 use crate::side_channel::RequestOptions;
-use crate::side_channel::net::{self, Deadline, Endpoint};
-use crate::side_channel::sockets::connect;
 
 /// See [`crate::side_channel::request`]. One deadline covers all of it.
 pub(in crate::side_channel) fn request(
@@ -18,7 +17,7 @@ pub(in crate::side_channel) fn request(
     let peer = Endpoint(host, port);
     let deadline = Deadline::after(options.timeout);
     net::resolve(host, port, &deadline)
-        .and_then(|addrs| connect(&addrs, &deadline))
+        .and_then(|addrs| net::connect(&addrs, &deadline))
         .and_then(|stream| read_message(&stream, options.max_message, &deadline))
         .map_err(|e| e.context(format_args!("side channel at {peer}")))
 }

@@ -1,19 +1,11 @@
 //! The client: what stock vLLM does with a REQ socket.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
-use std::os::fd::AsRawFd;
-
 use super::message::{Clock, Request};
-use super::zmtp::{self, Decoder, Event, Limits};
 use crate::clock::monotonic_ns;
 use crate::error::{Error, Result, Status, bail};
-use crate::side_channel::net::{self, Deadline, Endpoint};
-use crate::side_channel::sockets::connect;
+use crate::net::{Deadline, Endpoint};
 use crate::side_channel::{Answer, ClockSample, Rank, RequestOptions, check_request};
-
-/// How much is read in one go, so that the clock is looked at in between.
-const STEP: usize = 256 << 10;
+use crate::zmtp::{self, Address, Connection, Limits, Stream};
 
 /// Frames of an answer: the empty one, the metadata, the clock.
 const ANSWER_FRAMES: usize = 3;
@@ -23,8 +15,7 @@ const MAX_CLOCK: usize = 16;
 
 /// A connection to a listener, over which the ranks of an engine are asked one after the other.
 pub struct Session {
-    stream: TcpStream,
-    decoder: Decoder,
+    connection: Connection,
     peer: String,
     options: RequestOptions,
     best: Option<ClockSample>,
@@ -51,40 +42,21 @@ impl Session {
     ) -> Result<Self> {
         let peer = Endpoint(host, port).to_string();
         let open = || {
-            let addrs = net::resolve(host, port, deadline)?;
-            let stream = connect(&addrs, deadline)?;
-            stream
-                .set_nonblocking(true)
-                .and_then(|()| stream.set_nodelay(true))
-                .map_err(|e| Error::from_io("cannot set up the socket", &e))?;
-            let mut session = Session {
-                stream,
-                decoder: Decoder::new(Limits {
-                    bytes: options.max_message.saturating_add(MAX_CLOCK),
-                    frames: ANSWER_FRAMES,
-                }),
+            let stream = Stream::connect(&Address::Tcp(host.to_owned(), port), deadline)?;
+            let limits = Limits {
+                bytes: options.max_message.saturating_add(MAX_CLOCK),
+                frames: ANSWER_FRAMES,
+            };
+            let peers = ["ROUTER", "REP"];
+            Ok(Session {
+                connection: Connection::greet(stream, limits, "REQ", &peers, deadline)?,
                 peer: peer.clone(),
                 options: options.clone(),
                 best: None,
                 broken: false,
-            };
-            session.greet(deadline)?;
-            Ok(session)
+            })
         };
         open().map_err(|e: Error| e.context(format_args!("side channel at {peer}")))
-    }
-
-    fn greet(&mut self, deadline: &Deadline) -> Result<()> {
-        let hello = [zmtp::greeting(), zmtp::ready("REQ")].concat();
-        self.send(&hello, deadline)?;
-        match self.receive(deadline)? {
-            Event::Ready(kind) if kind == "ROUTER" || kind == "REP" => Ok(()),
-            Event::Ready(kind) => bail!(
-                Status::PeerIncompatible,
-                "its socket is a {kind:?}, which answers no questions"
-            ),
-            _ => bail!(Status::PeerIncompatible, "it did not say READY"),
-        }
     }
 
     /// Asks for the metadata of one rank.
@@ -115,14 +87,8 @@ impl Session {
         }
         let question = zmtp::message(&[b"", &Request::encode(rank)]);
         let sent = monotonic_ns();
-        self.send(&question, deadline)?;
-        let frames = loop {
-            match self.receive(deadline)? {
-                Event::Message(frames) => break frames,
-                Event::Ping(context) => self.send(&zmtp::pong(&context), deadline)?,
-                Event::Ready(_) => {}
-            }
-        };
+        self.connection.send(&question, deadline)?;
+        let frames = self.connection.message(deadline)?;
         let received = monotonic_ns();
         let count = frames.len();
         let Ok([empty, metadata, clock]) = <[Vec<u8>; ANSWER_FRAMES]>::try_from(frames) else {
@@ -157,50 +123,6 @@ impl Session {
             clock: Some(clock),
         })
     }
-
-    fn send(&mut self, mut bytes: &[u8], deadline: &Deadline) -> Result<()> {
-        while !bytes.is_empty() {
-            match self.stream.write(bytes) {
-                Ok(n) => bytes = &bytes[n..],
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    self.wait(libc::POLLOUT, deadline)?
-                }
-                Err(e) => return Err(lost(&e)),
-            }
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, deadline: &Deadline) -> Result<Event> {
-        let mut scratch = vec![0; STEP.min(self.options.max_message.max(64))];
-        loop {
-            let want = self.decoder.missing().min(scratch.len());
-            match self.stream.read(&mut scratch[..want]) {
-                Ok(0) => bail!(Status::PeerLost, "it closed the connection"),
-                Ok(n) => {
-                    if let Some(event) = self.decoder.push(&scratch[..n])? {
-                        return Ok(event);
-                    }
-                    if deadline.remaining().is_zero() {
-                        return Err(late(deadline));
-                    }
-                }
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait(libc::POLLIN, deadline)?,
-                Err(e) => return Err(lost(&e)),
-            }
-        }
-    }
-
-    fn wait(&self, events: libc::c_short, deadline: &Deadline) -> Result<()> {
-        if deadline.remaining().is_zero() {
-            return Err(late(deadline));
-        }
-        let mut fds = [net::pollfd(self.stream.as_raw_fd(), events)];
-        net::poll(&mut fds, Some(deadline.at))
-            .map_err(|e| Error::from_io("cannot wait for the listener", &e))
-    }
 }
 
 /// One question over a connection of its own, all within [`RequestOptions::timeout`].
@@ -220,15 +142,4 @@ fn sample(theirs: Clock, sent: u64, received: u64) -> ClockSample {
         rtt,
         offset: theirs.0 - half_way,
     }
-}
-
-fn late(deadline: &Deadline) -> Error {
-    Error::new(
-        Status::Timeout,
-        format!("no answer within {:?}", deadline.allowed),
-    )
-}
-
-fn lost(e: &io::Error) -> Error {
-    Error::from_io("the connection broke", e)
 }

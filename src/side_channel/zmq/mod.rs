@@ -28,10 +28,9 @@
 //!
 //! # Without libzmq
 //!
-//! The crate has libzmq, for the server of the block pool and for tests, but this room speaks the wire
-//! protocol itself ([`zmtp`]): an engine lives in this process. libzmq aborts the process when descriptors
-//! run out, has no limit on connections, does not survive a fork, and tells a client nothing when nobody
-//! listens. The part of the protocol that is needed is small, and the loop of `tcp` serves it.
+//! The wire protocol is spoken by [`crate::zmtp`]: an engine lives in this process, and libzmq aborts the
+//! process when descriptors run out, has no limit on connections, does not survive a fork, and tells a
+//! client nothing when nobody listens. The loop of `tcp` serves it. The tests have libzmq at the other end.
 //!
 //! A client may stay connected and silent; it makes room first when there are more than
 //! [`ListenOptions::max_connections`]. [`ListenOptions::timeout`] is for getting ready, and for each
@@ -50,7 +49,6 @@ use crate::sync::lock;
 mod client;
 pub mod message;
 mod server;
-pub mod zmtp;
 
 pub use client::Session;
 pub(super) use client::request;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::Ranks;
 use super::message::{Clock, MAX_REQUEST, Request};
-use super::zmtp::{self, Decoder, Event, Limits};
 use crate::error::Error;
 use crate::side_channel::server::{self, GRACE};
 use crate::sync::lock;
+use crate::zmtp::{self, Decoder, Event, Limits};
 
 /// How much one client is sent in one turn.
 const SEND_BUDGET: usize = 256 << 10;

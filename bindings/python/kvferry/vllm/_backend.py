@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .. import errors
-from ..block_pool import BlockPool
+from ..block_pool import BlockPool, Calls, calls
 
 #: Which pool vLLM gets; "" is its own.
 WHERE = "KVFERRY_BLOCK_POOL"
@@ -75,6 +75,10 @@ class Local:
         nodes = memoryview(pool._nodes()).cast("B").cast("I")
         self._prev, self._next, self.refs, self.flags = (nodes[i::4] for i in range(4))
 
+    def calls(self, blocks: Sequence[Any]) -> Calls:
+        """The calls that a scheduler makes all the time, with block objects instead of ids."""
+        return calls(self.pool, blocks)
+
     def after(self, i: int) -> int:
         return self._next[i]
 
@@ -97,6 +101,20 @@ class Mirrored:
         n = self.num_blocks = pool.num_blocks
         self.refs = [1] + [0] * (n - 1) + [n - 1]
         self.flags = bytearray(n + 1)
+
+    def calls(self, blocks: Sequence[Any]) -> Calls:
+        """The calls that a scheduler makes all the time, with block objects instead of ids."""
+
+        def cache(new: Any, hashes: Any, block_size: int, group: int, first: int) -> None:
+            self.cache(new, hashes, block_size=block_size, group=group, first=first)
+
+        return Calls(
+            lambda n: [blocks[i] for i in self.allocate(n)],
+            self.free,
+            self.touch,
+            lambda hashes: [blocks[i] for i in self._far.lookup_chain(hashes)[0]],
+            cache,
+        )
 
     def __getattr__(self, name: str) -> Any:
         # What changes nothing that is kept here.

@@ -42,7 +42,8 @@ def _find(
             cls, block_hashes, max_length, kv_cache_group_ids, block_pool, kv_cache_spec,
             drop_eagle_block, alignment_tokens, dcp_world_size, pcp_world_size,
         )  # fmt: skip
-    chain = list(islice(block_hashes, max_length // size))
+    n = max_length // size
+    chain = block_hashes[:n] if type(block_hashes) is list else list(islice(block_hashes, n))
     found = block_pool.get_cached_chain(chain, kv_cache_group_ids)
     if not found[0]:
         return found, 0

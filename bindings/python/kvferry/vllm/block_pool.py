@@ -154,20 +154,20 @@ class BlockPool(StockPool):
         self.free_block_queue = _views.FreeQueue(self)
         self.cached_block_hash_to_block = _views.HashMap(self)
         self.cached_block_hashes_by_block = _views.FurtherKeys(self)
+        self._calls = self._backend.calls(self.blocks)
+        self._allocate, self._free, self._touch, self._lookup, self._cache = self._calls
 
     # ------------------------------------------------------------------------ blocks
 
     def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
         try:
-            ids = self._pool.allocate(num_blocks)
+            new = self._allocate(num_blocks)
         except errors.ResourceExhaustedError:
             raise ValueError(
                 f"no {num_blocks} free blocks in the pool: there are {self.get_num_free_blocks()}"
             ) from None
-        blocks = self.blocks
-        new = [blocks[i] for i in ids]
         if self._reuse_watchers:
-            self._notify_reuse([blocks[i] for i in self._pool.take_reused()])
+            self._notify_reuse([self.blocks[i] for i in self._pool.take_reused()])
         if self._told:
             self._tell_of_new(new)
         return new
@@ -182,15 +182,18 @@ class BlockPool(StockPool):
 
     def free_blocks(self, ordered_blocks: Iterable[KVCacheBlock]) -> None:
         blocks = list(ordered_blocks)
+        if {*map(type, blocks)} <= self._classes:
+            return self._give_back(blocks)
         others: dict[Any, list[KVCacheBlock]] = {}
-        if not {*map(type, blocks)} <= self._classes:
-            blocks = self._sort_out(blocks, others)
-        try:
-            self._pool.free(blocks)
-        except errors.InvalidStateError:
-            self._pool.free(self._held(blocks))
+        self._give_back(self._sort_out(blocks, others))
         for pool, theirs in others.items():
             pool.free_blocks(theirs)
+
+    def _give_back(self, blocks: list[Any]) -> None:
+        try:
+            self._free(blocks)
+        except errors.InvalidStateError:
+            self._free(self._held(blocks))
 
     def _sort_out(self, blocks: list[Any], others: dict[Any, list[Any]]) -> list[Block]:
         """Our blocks; those of other pools go to `others`."""
@@ -221,7 +224,7 @@ class BlockPool(StockPool):
         self._reuse_watchers.update(dict.fromkeys((b.block_id for b in blocks), on_reuse))
 
     def touch(self, blocks: Sequence[KVCacheBlock]) -> None:
-        self._pool.touch(blocks)
+        self._touch(blocks)
         if metrics := self.metrics_collector:
             for block in blocks:
                 metrics.on_block_accessed(block)
@@ -245,6 +248,8 @@ class BlockPool(StockPool):
         self, block_hashes: Sequence[Any], kv_cache_group_ids: Sequence[int]
     ) -> tuple[list[KVCacheBlock], ...]:
         """For each group the blocks of the longest known prefix of a chain; in one call."""
+        if kv_cache_group_ids == [0]:
+            return (self._lookup(block_hashes),)
         blocks = self.blocks
         found = self._pool.lookup_chain(block_hashes, kv_cache_group_ids)
         return tuple([[blocks[i] for i in ids] for ids in found])
@@ -272,14 +277,17 @@ class BlockPool(StockPool):
         all_hashes = resolve_block_hashes(request.block_hashes, self.hash_block_size, block_size)
         hashes = all_hashes[num_cached_blocks:num_full_blocks]
         try:
-            self._pool.cache(
-                new,
-                hashes,
-                block_size=block_size,
-                group=kv_cache_group_id,
-                first=num_cached_blocks,
-                mask=block_mask,
-            )
+            if block_mask is None:
+                self._cache(new, hashes, block_size, kv_cache_group_id, num_cached_blocks)
+            else:
+                self._pool.cache(
+                    new,
+                    hashes,
+                    block_size=block_size,
+                    group=kv_cache_group_id,
+                    first=num_cached_blocks,
+                    mask=block_mask,
+                )
         except errors.InvalidStateError as e:
             raise AssertionError(str(e)) from None
         primary, keys = self._primary, hashes

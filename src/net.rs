@@ -1,39 +1,39 @@
-//! What the protocols of this room share: deadlines, waiting, names and threads.
+//! What everything that uses sockets shares: deadlines, waiting, names, connecting.
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use crate::error::{Result, Status, bail};
+use crate::error::{Error, Result, Status, bail};
 use crate::threads::spawn;
 
 /// A point in time and how long it was away when it was set, for messages.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline {
-    pub(super) at: Instant,
-    pub(super) allowed: Duration,
+pub(crate) struct Deadline {
+    pub(crate) at: Instant,
+    pub(crate) allowed: Duration,
 }
 
 impl Deadline {
     /// `allowed` has been checked against `MAX_TIMEOUT`, so the sum cannot overflow.
-    pub(super) fn after(allowed: Duration) -> Self {
+    pub(crate) fn after(allowed: Duration) -> Self {
         Deadline {
             at: Instant::now() + allowed,
             allowed,
         }
     }
 
-    pub(super) fn remaining(&self) -> Duration {
+    pub(crate) fn remaining(&self) -> Duration {
         self.at.saturating_duration_since(Instant::now())
     }
 }
 
 /// A host and a port for messages, in the form that can be pasted: IPv6 gets its brackets.
-pub(super) struct Endpoint<'a>(pub(super) &'a str, pub(super) u16);
+pub(crate) struct Endpoint<'a>(pub(super) &'a str, pub(super) u16);
 
 impl fmt::Display for Endpoint<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,7 +54,7 @@ fn bare(host: &str) -> &str {
 }
 
 /// An entry for [`poll`]; a negative descriptor is skipped by the kernel.
-pub(super) fn pollfd(fd: RawFd, events: libc::c_short) -> libc::pollfd {
+pub(crate) fn pollfd(fd: RawFd, events: libc::c_short) -> libc::pollfd {
     libc::pollfd {
         fd,
         events,
@@ -64,7 +64,7 @@ pub(super) fn pollfd(fd: RawFd, events: libc::c_short) -> libc::pollfd {
 
 /// poll(2) until something happens or `until` has come; without `until`, for ever. A signal does
 /// not end it.
-pub(super) fn poll(fds: &mut [libc::pollfd], until: Option<Instant>) -> io::Result<()> {
+pub(crate) fn poll(fds: &mut [libc::pollfd], until: Option<Instant>) -> io::Result<()> {
     loop {
         let timeout = match until {
             None => -1,
@@ -94,7 +94,7 @@ static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
 
 /// The addresses of a host, at least one, within the deadline. Addresses are parsed on the spot.
 /// Names go to the system's resolver on a thread of their own, since it cannot be interrupted.
-pub(super) fn resolve(host: &str, port: u16, deadline: &Deadline) -> Result<Vec<SocketAddr>> {
+pub(crate) fn resolve(host: &str, port: u16, deadline: &Deadline) -> Result<Vec<SocketAddr>> {
     let host = bare(host);
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
@@ -150,6 +150,50 @@ impl Lookup {
 impl Drop for Lookup {
     fn drop(&mut self) {
         LOOKUPS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The first connection that succeeds. Each address has its share of the time that is left, so
+/// that one that swallows packets does not hide the next.
+pub(crate) fn connect(addrs: &[SocketAddr], deadline: &Deadline) -> Result<TcpStream> {
+    let mut failures: Vec<Error> = Vec::new();
+    for (i, addr) in addrs.iter().enumerate() {
+        let share = deadline.remaining() / (addrs.len() - i) as u32;
+        if share.is_zero() {
+            break;
+        }
+        match TcpStream::connect_timeout(addr, share) {
+            Ok(stream) if !connected_to_itself(&stream) => return Ok(stream),
+            Ok(_) => failures.push(Error::new(
+                Status::PeerLost,
+                format!("{addr}: nobody listens there"),
+            )),
+            Err(e) => failures.push(connect_error(addr, &e)),
+        }
+    }
+    if deadline.remaining().is_zero() {
+        bail!(
+            Status::Timeout,
+            "no connection within {:?}",
+            deadline.allowed
+        );
+    }
+    let status = failures.last().map_or(Status::PeerLost, Error::status);
+    let each: Vec<_> = failures.iter().map(Error::message).collect();
+    bail!(status, "cannot connect: {}", each.join("; "))
+}
+
+/// Linux lets a socket whose own port happens to be the one it asks for connect to itself.
+fn connected_to_itself(stream: &TcpStream) -> bool {
+    matches!((stream.local_addr(), stream.peer_addr()), (Ok(a), Ok(b)) if a == b)
+}
+
+fn connect_error(addr: &SocketAddr, e: &io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown => Error::new(Status::PeerLost, format!("{addr}: {e}")),
+        _ => Error::from_io(addr, e),
     }
 }
 

@@ -1,5 +1,4 @@
-//! ZMTP, the protocol of ZeroMQ sockets over TCP, as far as a question and an answer need it: version
-//! 3.0 of it, the mechanism NULL.
+//! What is on the wire: version 3.0 of ZMTP, the mechanism NULL.
 //!
 //! ```text
 //! greeting   ff 00×8 7f | major minor | mechanism, 20 bytes | as-server | 00×31        64 bytes
@@ -65,13 +64,23 @@ pub fn frame_head(len: usize, more: bool) -> Vec<u8> {
     head(if more { MORE } else { 0 }, len)
 }
 
+/// The same, behind other bytes.
+pub fn put_frame_head(bytes: &mut Vec<u8>, len: usize, more: bool) {
+    put_head(bytes, if more { MORE } else { 0 }, len);
+}
+
 fn head(flags: u8, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    put_head(&mut bytes, flags, len);
+    bytes
+}
+
+fn put_head(bytes: &mut Vec<u8>, flags: u8, len: usize) {
     match u8::try_from(len) {
-        Ok(len) => vec![flags, len],
+        Ok(len) => bytes.extend_from_slice(&[flags, len]),
         Err(_) => {
-            let mut bytes = vec![flags | LONG];
+            bytes.push(flags | LONG);
             bytes.extend_from_slice(&(len as u64).to_be_bytes());
-            bytes
         }
     }
 }
@@ -80,7 +89,7 @@ fn head(flags: u8, len: usize) -> Vec<u8> {
 pub fn message(frames: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (i, frame) in frames.iter().enumerate() {
-        bytes.extend_from_slice(&frame_head(frame.len(), i + 1 < frames.len()));
+        put_frame_head(&mut bytes, frame.len(), i + 1 < frames.len());
         bytes.extend_from_slice(frame);
     }
     bytes
@@ -122,6 +131,7 @@ pub struct Decoder {
     limits: Limits,
     want: Want,
     missing: usize,
+    /// What has come of the part that is wanted.
     part: Vec<u8>,
     ready: bool,
     message: Vec<Vec<u8>>,
@@ -180,10 +190,23 @@ impl Decoder {
     }
 
     fn take_part(&mut self) -> Result<Option<Event>> {
-        let part = std::mem::take(&mut self.part);
+        if let Want::Body { flags } = self.want {
+            let body = std::mem::take(&mut self.part);
+            self.next(Want::Flags, 1);
+            return if flags & COMMAND != 0 {
+                self.command(&body)
+            } else {
+                self.frame(body, flags & MORE != 0)
+            };
+        }
+        // What is short is looked at in a copy, so that the memory is there for the next part.
+        let mut short = [0; GREETING];
+        let part = &mut short[..self.part.len()];
+        part.copy_from_slice(&self.part);
+        self.part.clear();
         match self.want {
             Want::GreetingStart => {
-                check_signature(&part)?;
+                check_signature(part)?;
                 self.next(Want::GreetingRest, GREETING - GREETING_START);
             }
             Want::GreetingRest => {
@@ -210,14 +233,7 @@ impl Decoder {
                 let len = self.check_length(flags, len)?;
                 self.next(Want::Body { flags }, len);
             }
-            Want::Body { flags } => {
-                self.next(Want::Flags, 1);
-                return if flags & COMMAND != 0 {
-                    self.command(&part)
-                } else {
-                    self.frame(part, flags & MORE != 0)
-                };
-            }
+            Want::Body { .. } => {}
         }
         Ok(None)
     }
