@@ -92,8 +92,8 @@ fn the_form_is_what_it_is_said_to_be() {
     expected.extend([1, 2, 3, 14, 0, 11]);
     // remote: one group; 0 and 1 are expected, 300 from 2 is +298, coded 596
     expected.extend([1, 3, 0, 0, 0xd4, 0x04]);
-    // tokens, registration, 1.5, lease
-    expected.extend([5, 6, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f, 9, 4]);
+    // tokens, registration, 1.5, lease, 200
+    expected.extend([5, 6, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f, 9, 4, 0xc8, 0x01]);
     // holds
     expected.extend([2, 1, b'a', 0, 0x80, 1, 1, b'b', 4, 1, 0, 1]);
     // in_batch, forget, cancel

@@ -80,7 +80,8 @@ pub struct kvf_scheduler_options {
     pub struct_size: u32,
     /// A KVF_MODE_... value.
     pub mode: u32,
-    /// Names this engine to others; the same in all of its ranks, another one after a restart.
+    /// Names this engine to others; the same in all of its ranks, best another one after a restart:
+    /// stock readers tell an engine's lives apart by it.
     pub engine_id: *const c_char,
     /// Host or address under which other engines reach this one's listener, and on which it
     /// listens.

@@ -67,7 +67,7 @@ impl Mode {
 /// Where an engine's side channel is, and how many ranks it serves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PeerAddress {
-    /// The engine's id; a restarted engine usually has another one.
+    /// The engine's id; a restarted engine usually has another one, and may have the same.
     pub engine_id: String,
     /// Host of its side channel.
     pub host: String,

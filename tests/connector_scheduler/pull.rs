@@ -175,6 +175,7 @@ fn params(end: &Finished) -> Value {
 /// S7: vLLM's keys, exactly, and the lease word.
 #[test]
 fn a_producer_keeps_what_it_has_finished() {
+    let since = now_us();
     let e = Engine::new(SchedulerOptions {
         tp_size: 4,
         pp_size: 2,
@@ -190,19 +191,18 @@ fn a_producer_keeps_what_it_has_finished() {
     e.wait(Duration::from_secs(2));
     let end = e.finished("p", Finish::Length, &[&[1, 2, 3]], 40);
     assert_eq!(end.keep, Keep::UntilSent);
+    let mut given = params(&end);
+    let lease = take_lease(&mut given, since);
+    assert_eq!(lease.slot, 0);
     let expected = json!({
         "do_remote_prefill": true, "do_remote_decode": false, "remote_block_ids": [[1, 2, 3]],
         "remote_engine_id": "me", "remote_request_id": "p", "remote_host": "my-host",
         "remote_port": 5600, "tp_size": 4, "dcp_size": 2, "pp_size": 2, "remote_num_tokens": 40,
-        "remote_blocks_expiry_time": null, "transfer_mode": "pull", "kvferry_lease": [0, 1],
+        "remote_blocks_expiry_time": null, "transfer_mode": "pull",
     });
-    assert_eq!(params(&end), expected);
+    assert_eq!(given, expected);
     // Half a second of the lease has gone when the workers hear of it.
     e.wait(Duration::from_millis(500));
-    let lease = LeaseRef {
-        slot: 0,
-        generation: 1,
-    };
     let hold = Hold {
         request_id: "p".into(),
         remaining_ns: 30 * SECOND - SECOND / 2,
@@ -219,7 +219,9 @@ fn a_producer_keeps_what_it_has_finished() {
     // The slot's next use has another generation.
     e.add("q", TO_PRODUCER, 40);
     let end = e.finished("q", Finish::Stop, &[&[4]], 10);
-    assert_eq!(params(&end)["kvferry_lease"], json!([0, 2]));
+    let next = take_lease(&mut params(&end), since);
+    assert_eq!(next.slot, 0);
+    assert!(next.generation > lease.generation);
 }
 
 /// A request without blocks gives parameters, and keeps nothing.

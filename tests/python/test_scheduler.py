@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import time
 from array import array
 
 import numpy as np
@@ -48,16 +49,19 @@ def after_clock(step: bytes) -> tuple[int, bytes]:
 
 
 def test_a_request_on_both_sides():
+    since = time.time_ns() // 1000
     with make() as s:
         assert s.add("p", TO_PRODUCER, 40) == 0
         assert s.match("p", 40, 0) == 0
         assert s.allocated("p", [[1, 2, 3]]) is False
         end = s.finished("p", "length", [[1, 2, 3]], 40)
+        slot, generation = end.params.pop("kvferry_lease")
+        assert slot == 0 and since <= generation <= time.time_ns() // 1000
         assert end == Finished(Keep.UNTIL_SENT, {
             "do_remote_prefill": True, "do_remote_decode": False, "remote_block_ids": [[1, 2, 3]],
             "remote_engine_id": "me", "remote_request_id": "p", "remote_host": "127.0.0.1",
             "remote_port": 0, "tp_size": 1, "dcp_size": 1, "pp_size": 1, "remote_num_tokens": 40,
-            "remote_blocks_expiry_time": None, "transfer_mode": "pull", "kvferry_lease": [0, 1],
+            "remote_blocks_expiry_time": None, "transfer_mode": "pull",
         })
         s.add("d", end.params | {"remote_engine_id": "other"}, 40)
         assert s.match("d", 40, 16) == 24

@@ -115,7 +115,7 @@ class Scheduler:
     """The books of one engine: what is fetched from whom, and kept for whom.
 
     Args:
-        engine_id: Names this engine to others; another one after a restart.
+        engine_id: Names this engine to others; best another one after a restart.
         host: Under which other engines reach this one's listener, and on which it listens.
         groups: The groups whose blocks are exchanged, in the order in which block lists are given.
         port: Of the listener; 0: the system chooses, and :attr:`address` tells.

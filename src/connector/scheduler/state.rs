@@ -9,6 +9,7 @@ use super::leases::Leases;
 use super::options::SchedulerOptions;
 use super::serve::Served;
 use super::{Finish, Finished, Keep, RequestBlocks, SchedulerStats};
+use crate::clock;
 use crate::connector::params::{Params, Remote};
 use crate::connector::step::{Hold, Receive, Step};
 use crate::connector::{LEASE_SLOTS, LeaseRef, MAX_REQUEST_ID, Mode};
@@ -414,7 +415,7 @@ impl State {
     }
 
     fn take_lease(&mut self) -> Option<LeaseRef> {
-        let lease = self.leases.take();
+        let lease = self.leases.take(clock::realtime_us());
         if lease.is_none() {
             log::warn!(
                 "all {LEASE_SLOTS} lease words are in use: blocks are kept, but their reader cannot make \

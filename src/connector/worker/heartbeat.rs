@@ -25,7 +25,7 @@ impl Estimates {
     pub(super) fn heard(&mut self, engine_id: &str, id: &str, lease: Duration, now: Instant) {
         self.until
             .entry((engine_id.to_owned(), id.to_owned()))
-            .or_insert(now + lease);
+            .or_insert(now + left);
     }
 
     pub(super) fn until(&self, engine_id: &str, id: &str) -> Option<Instant> {
