@@ -273,7 +273,8 @@ pub unsafe extern "C" fn kvf_scheduler_match(
 /// cache has the whole prompt, the producer is told that it can free its blocks.
 ///
 /// @param groups           For each group the blocks that the prefix cache did not have, without
-///                         null blocks; may be empty if `external_tokens` is 0.
+///                         null blocks; may be empty if `external_tokens` is 0. Of all groups
+///                         together at most 1,048,576, in `kvf_scheduler_finished()` too.
 /// @param external_tokens  What `kvf_scheduler_match()` said, if the engine sets the request
 ///                         aside; else 0.
 /// @param staged           Receives 1 if the request's transfer is arranged from now on. An engine
@@ -306,7 +307,8 @@ pub unsafe extern "C" fn kvf_scheduler_allocated(
 
 /// Takes what the workers have to do since the last call, and gives it to none of them: hand the
 /// bytes to the worker half of every rank, in this order. Call it in every engine step, also when
-/// nothing runs; a step in which nothing happens has about ten bytes.
+/// nothing runs; a step in which nothing happens has about ten bytes. None has more than 64 MiB:
+/// what does not fit comes with the next.
 ///
 /// @param step  Receives the bytes; free with `kvf_buffer_free()`. Any thread.
 #[unsafe(no_mangle)]

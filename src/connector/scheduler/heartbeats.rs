@@ -9,6 +9,9 @@ use crate::connector::PeerAddress;
 use crate::connector::params::Remote;
 use crate::connector::step::Heartbeat;
 
+/// Most requests in one heartbeat: some megabytes, whatever they are called.
+const MOST_IDS: usize = 4096;
+
 #[derive(Debug)]
 pub(super) struct Heartbeats {
     period_ns: u64,
@@ -87,7 +90,8 @@ impl Heartbeats {
         }
         if now_ns >= self.due_ns {
             self.due_ns = now_ns + self.period_ns;
-            return self.peers.values().map(Peer::beat).collect();
+            let all = self.peers.values();
+            return all.flat_map(|p| p.beats(p.requests.keys())).collect();
         }
         let there = fresh.iter().filter_map(|engine| self.peers.get(engine));
         there.map(Peer::beat).collect()
@@ -103,8 +107,11 @@ impl Heartbeats {
 }
 
 impl Peer {
-    fn beat(&self) -> Heartbeat {
-        Heartbeat {
+    /// In pieces that fit into any step.
+    fn beats<'a>(&self, ids: impl Iterator<Item = &'a String>) -> Vec<Heartbeat> {
+        let ids: Vec<&String> = ids.collect();
+        let some = ids.chunks(MOST_IDS);
+        some.map(|ids| Heartbeat {
             peer: self.address.clone(),
             remote_request_ids: self.requests.keys().cloned().collect(),
         }

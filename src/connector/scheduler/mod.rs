@@ -154,6 +154,9 @@ impl Scheduler {
     /// group; `external_tokens` is what [`Scheduler::match_tokens`] said if the engine will wait for them,
     /// else 0. Returns whether the engine should note in the request's parameters that its transfer is
     /// arranged.
+    ///
+    /// # Errors
+    /// As [`Scheduler::finished`].
     pub fn allocated(
         &self,
         id: &str,
@@ -164,10 +167,11 @@ impl Scheduler {
         lock(&self.state).allocated(id, groups, external_tokens, now)
     }
 
-    /// What the workers have to do in this engine step, as bytes for each of them.
+    /// What the workers have to do in this engine step, as bytes for each of them. What is too much for
+    /// one step comes with the next.
     pub fn build_step(&self) -> Vec<u8> {
         let now = (self.clock)();
-        lock(&self.state).build_step(now).encode()
+        lock(&self.state).build_step(now)
     }
 
     /// Every rank has reported these requests as received or failed.
@@ -184,6 +188,10 @@ impl Scheduler {
 
     /// A request has ended, in whatever way, and its blocks are about to be freed. `groups` are its
     /// blocks, all of them up to `computed_tokens`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a wrong number of groups or more blocks than parameters can name. Nothing has
+    /// changed then.
     pub fn finished(
         &self,
         id: &str,

@@ -11,6 +11,7 @@ use super::serve::Served;
 use super::{Finish, Finished, Keep, RequestBlocks, SchedulerStats};
 use crate::clock;
 use crate::connector::params::{Params, Remote};
+use crate::connector::step::codec::MAX_ENCODED;
 use crate::connector::step::{Hold, Receive, Step};
 use crate::connector::{LEASE_SLOTS, LeaseRef, MAX_REQUEST_ID, Mode};
 use crate::error::{Error, Result};
@@ -265,7 +266,7 @@ impl State {
         }
     }
 
-    pub(super) fn build_step(&mut self, now: u64) -> Step {
+    pub(super) fn build_step(&mut self, now: u64) -> Vec<u8> {
         self.give_up(now);
         let mut step = std::mem::take(&mut self.step);
         self.step_number += 1;
@@ -273,8 +274,32 @@ impl State {
         for hold in &mut step.holds {
             hold.remaining_ns = hold.remaining_ns.saturating_sub(now);
         }
-        step.heartbeats = self.heartbeats.take(now);
-        step
+        step.heartbeats.extend(self.heartbeats.take(now));
+        let bytes = step.encode();
+        if bytes.len() <= MAX_ENCODED {
+            return bytes;
+        }
+        let rest = step.cut(MAX_ENCODED);
+        self.carry_over(rest, now);
+        step.encode()
+    }
+
+    /// What did not fit begins the next step. Nobody has heard of it: it may still be changed.
+    fn carry_over(&mut self, mut rest: Step, now: u64) {
+        for hold in &mut rest.holds {
+            hold.remaining_ns = hold.remaining_ns.saturating_add(now);
+        }
+        let list = match self.options.mode {
+            Mode::Pull => &rest.receives,
+            Mode::Push => &rest.registrations,
+        };
+        for (index, receive) in list.iter().enumerate() {
+            let request = self.requests.get_mut(&receive.request_id);
+            if let Some(load) = request.and_then(|r| r.load.as_mut()) {
+                (load.step, load.index) = (self.step_number, index);
+            }
+        }
+        self.step = rest;
     }
 
     pub(super) fn received(&mut self, id: &str) {

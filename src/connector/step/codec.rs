@@ -108,7 +108,7 @@ fn list<T>(w: &mut Writer, items: &[T], one: impl Fn(&mut Writer, &T)) {
     }
 }
 
-fn write_id(w: &mut Writer, id: &String) {
+pub(super) fn write_id(w: &mut Writer, id: &String) {
     w.bytes(id.as_bytes());
 }
 
@@ -137,7 +137,7 @@ fn write_lease(w: &mut Writer, lease: LeaseRef) {
     w.numbers([lease.slot.into(), lease.generation]);
 }
 
-fn write_receive(w: &mut Writer, r: &Receive) {
+pub(super) fn write_receive(w: &mut Writer, r: &Receive) {
     debug_assert_eq!(r.local.len(), r.local_first.len());
     write_id(w, &r.request_id);
     let set = |on: bool, bit: u32| if on { u64::from(bit) } else { 0 };
@@ -161,7 +161,7 @@ fn write_receive(w: &mut Writer, r: &Receive) {
     }
 }
 
-fn write_hold(w: &mut Writer, h: &Hold) {
+pub(super) fn write_hold(w: &mut Writer, h: &Hold) {
     write_id(w, &h.request_id);
     w.number(if h.lease.is_some() { LEASE.into() } else { 0 });
     w.number(h.remaining_ns);
@@ -170,12 +170,12 @@ fn write_hold(w: &mut Writer, h: &Hold) {
     }
 }
 
-fn write_heartbeat(w: &mut Writer, h: &Heartbeat) {
+pub(super) fn write_heartbeat(w: &mut Writer, h: &Heartbeat) {
     write_peer(w, &h.peer);
     list(w, &h.remote_request_ids, write_id);
 }
 
-fn write_push(w: &mut Writer, p: &Push) {
+pub(super) fn write_push(w: &mut Writer, p: &Push) {
     write_id(w, &p.request_id);
     w.number(p.tokens);
     list(w, &p.blocks, |w, ids| write_blocks(w, ids));

@@ -4,6 +4,7 @@
 //! bounds, because a fleet may carry them between machines. [`codec`] has the form.
 
 pub mod codec;
+mod cut;
 
 use super::{LeaseRef, PeerAddress};
 
