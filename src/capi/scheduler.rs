@@ -152,7 +152,7 @@ pub struct kvf_request_blocks {
 pub struct kvf_scheduler_stats {
     /// Requests that were added with parameters and have not finished.
     pub requests: u64,
-    /// Of these, the ones whose KV the engine waits for.
+    /// Requests whose KV the engine waits for, those that have ended meanwhile too.
     pub receiving: u64,
     /// Finished requests whose blocks are kept.
     pub holds: u64,
@@ -201,8 +201,8 @@ pub unsafe extern "C" fn kvf_scheduler_create(
 /// A request has entered the engine. From here on its blocks on the other engine are kept alive by
 /// heartbeats, which steps carry.
 ///
-/// @param request_id     This engine's id of it, 1 to 1,024 bytes; never used again before the
-///                       request was finished and reported.
+/// @param request_id     This engine's id of it, 1 to 1,024 bytes; not one of a request that is
+///                       still to be reported as received or sent.
 /// @param params         Its `kv_transfer_params` as JSON, or nothing: a local request. So is one
 ///                       whose parameters cannot be read or lack what is needed, with a line in
 ///                       the log: a router's mistake costs a request its shortcut, nothing else.
@@ -211,6 +211,7 @@ pub unsafe extern "C" fn kvf_scheduler_create(
 /// @param drop_tokens    Receives how many trailing prompt tokens the engine has to take off the
 ///                       request: its consumer computes them. 0 except on producers with
 ///                       `backoff_tokens`. Any thread.
+/// @return `KVF_ERR_INVALID_STATE` for an id that is still to be reported. Nothing has changed then.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_scheduler_add(
@@ -236,7 +237,7 @@ pub unsafe extern "C" fn kvf_scheduler_add(
         }
         let reads_cache = flags & KVF_ADD_NO_PREFIX_CACHE == 0;
         let scheduler = SCHEDULERS.get(scheduler.id)?;
-        drop_tokens.write(scheduler.add(id, params, prompt_tokens, reads_cache));
+        drop_tokens.write(scheduler.add(id, params, prompt_tokens, reads_cache)?);
         Ok(())
     })
 }

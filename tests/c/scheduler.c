@@ -199,6 +199,8 @@ int main(void) {
   bad_options();
   bad_arguments();
   unknown_ids();
+  names_with_a_nul();
+  ids_that_are_in_use();
   options_count();
   serves();
   threads();

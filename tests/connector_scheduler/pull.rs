@@ -243,6 +243,18 @@ fn nothing_computed_is_nothing_kept() {
     }
 }
 
+/// The workers wait for a lease of what was in a batch: that none will follow is said.
+#[test]
+fn nothing_kept_is_forgotten() {
+    let e = Engine::pull();
+    e.add("p", TO_PRODUCER, 40);
+    e.allocated("p", &[(&[1, 2, 3], 0)], 0);
+    assert_eq!(e.step().in_batch, ["p"]);
+    assert_eq!(e.finished("p", Finish::Stop, &[&[]], 0).keep, Keep::No);
+    let step = e.step();
+    assert_eq!((step.forget, step.holds.len()), (vec!["p".to_owned()], 0));
+}
+
 /// S8: how it ended, whether it is kept.
 #[test]
 fn only_what_ends_by_itself_is_kept() {
@@ -383,7 +395,8 @@ fn both_sides_leave_the_last_tokens_to_the_decoder() {
         assert_eq!(e.add("again", again, prompt), 0);
         assert_eq!(
             e.half
-                .add("logprobs", TO_PRODUCER.as_bytes(), prompt, false),
+                .add("logprobs", TO_PRODUCER.as_bytes(), prompt, false)
+                .unwrap(),
             0
         );
     }

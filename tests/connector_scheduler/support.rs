@@ -71,7 +71,7 @@ impl Engine {
     }
 
     pub fn add(&self, id: &str, params: &str, prompt: u64) -> u64 {
-        self.half.add(id, params.as_bytes(), prompt, true)
+        self.half.add(id, params.as_bytes(), prompt, true).unwrap()
     }
 
     /// A list of blocks for each group; where each begins.

@@ -181,3 +181,21 @@ fn a_reader_may_be_through_before_the_lease_comes() {
     });
     p.at_rest(0);
 }
+
+/// A request is aborted and its id used again, and both are said in one step.
+#[test]
+fn an_id_that_is_forgotten_can_be_in_a_batch_again() {
+    let (mut p, d) = Engine::pair("local");
+    p.sim.fill(0, LISTS.0, 0);
+    p.step(&Step {
+        forget: vec!["P".into()],
+        in_batch: vec!["P".into()],
+        ..Step::default()
+    });
+    d.receive(d.receive_of("D", &p, "P", &three()));
+    d.received("D");
+    // The reader was through before the lease came, and that was counted.
+    p.hold("P", None, LEASE);
+    p.sent("P");
+    p.at_rest(0);
+}

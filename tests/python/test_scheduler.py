@@ -14,7 +14,7 @@ import pytest
 import kvferry
 from kvferry import Finish, Finished, Keep, RequestBlocks, Scheduler, SchedulerStats, TransferGroup, _ffi
 from kvferry import scheduler as scheduler_module
-from kvferry.errors import InvalidArgumentError, InvalidHandleError, NotSupportedError
+from kvferry.errors import InvalidArgumentError, InvalidHandleError, InvalidStateError, NotSupportedError
 
 FULL = TransferGroup("full", 16)
 TO_PRODUCER = {"do_remote_decode": True, "do_remote_prefill": False}

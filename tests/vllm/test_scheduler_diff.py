@@ -158,6 +158,7 @@ class Pair:
         self.made = 0
         self.stopped: set[str] = set()
         self.cancelled: list[str] = []
+        self.leaving: list[str] = []
         self.counts = dict.fromkeys(("loads", "told", "holds", "pins", "stopped", "drops"), 0)
 
     def complete(self, params) -> bool:
@@ -301,6 +302,7 @@ class Pair:
             assert end.params | {"remote_blocks_expiry_time": None} == params | {"remote_blocks_expiry_time": None}
             self.counts["holds"] += keep
         if r.state == "parked":
+            self.leaving.append(r.name)
             (self.cancelled.append if r.told else self.stopped.add)(r.name)
             self.counts["stopped"] += 1
         del self.requests[r.name]
@@ -329,6 +331,7 @@ class Pair:
         for r in list(self.requests.values()):
             self.finish(r)
         self.step()
+        self.ours.received(self.leaving)
         self.ours.sent(getattr(self, "kept", []))
         assert self.ours.stats() == (0,) * 6
         assert not self.stock._heartbeat_by_engine

@@ -226,6 +226,9 @@ class Scheduler:
 
         Returns:
             How many trailing prompt tokens the engine has to take off the request.
+
+        Raises:
+            InvalidStateError: the id is still to be reported as received or sent.
         """
         if not params:
             return 0

@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex};
 
 pub use options::{SchedulerOptions, TransferGroup};
 
-use crate::error::Result;
+use crate::error::{Result, Status, bail};
 use crate::side_channel::Rank;
 use crate::sync::lock;
 use serve::Listener;
@@ -136,12 +136,25 @@ impl Scheduler {
     /// A request has entered the engine. `params` is its `kv_transfer_params` as JSON; what cannot be
     /// read is logged, and the request is a local one. Returns how many trailing prompt tokens the engine
     /// must drop from it, since the consumer computes them itself.
-    pub fn add(&self, id: &str, params: &[u8], prompt_tokens: u64, reads_cache: bool) -> u64 {
-        let params = state::readable(id, params);
-        match params {
-            Some(params) => lock(&self.state).add(id, params, prompt_tokens, reads_cache),
-            None => 0,
+    ///
+    /// # Errors
+    /// `InvalidState` for an id under which something is still to be reported; `InvalidArgument` for one
+    /// with a NUL in it. Nothing has changed then.
+    pub fn add(
+        &self,
+        id: &str,
+        params: &[u8],
+        prompt_tokens: u64,
+        reads_cache: bool,
+    ) -> Result<u64> {
+        if id.contains('\0') {
+            bail!(Status::InvalidArgument, "request_id {id:?} contains a NUL");
         }
+        let Some(params) = state::readable(id, params) else {
+            return Ok(0);
+        };
+        let now = (self.clock)();
+        lock(&self.state).add(id, params, prompt_tokens, reads_cache, now)
     }
 
     /// How many of the prompt's tokens can be loaded from another engine beyond the first

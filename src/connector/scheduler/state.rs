@@ -1,6 +1,6 @@
 //! The books, and what both modes do alike.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use super::clip::{Clipped, clip};
@@ -14,7 +14,7 @@ use crate::connector::params::{Params, Remote};
 use crate::connector::step::codec::MAX_ENCODED;
 use crate::connector::step::{Hold, Receive, Step};
 use crate::connector::{LEASE_SLOTS, LeaseRef, MAX_REQUEST_ID, Mode};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status, bail};
 
 /// Everything behind the lock.
 pub(super) struct State {
@@ -24,6 +24,8 @@ pub(super) struct State {
     pub(super) requests: HashMap<String, Request>,
     /// Requests that are being received. Those that have ended meanwhile do not count.
     receiving: usize,
+    /// Those that have ended meanwhile, and will be reported.
+    leaving: HashSet<String>,
     /// Blocks kept for readers, with their lease words.
     pub(super) holds: HashMap<String, Option<LeaseRef>>,
     leases: Leases,
@@ -111,6 +113,7 @@ impl State {
             options,
             requests: HashMap::new(),
             receiving: 0,
+            leaving: HashSet::new(),
             holds: HashMap::new(),
             leases: Leases::default(),
             step: Step::default(),
@@ -127,7 +130,10 @@ impl State {
         mut params: Params,
         prompt: u64,
         reads_cache: bool,
-    ) -> u64 {
+        now: u64,
+    ) -> Result<u64> {
+        self.check_free(id)?;
+        self.heartbeats.stop(id);
         if self.options.mode == Mode::Push && params.remote_request_id.is_none() {
             // The producer finds the request by this engine's id; only a heartbeat would say the other.
             params.remote_request_id = Some(id.to_owned());
@@ -156,10 +162,29 @@ impl State {
             load: None,
             deadline: None,
         };
-        if let Some(before) = self.requests.insert(id.to_owned(), request) {
-            self.end_load(id, before);
+        self.requests.insert(id.to_owned(), request);
+        Ok(drop)
+    }
+
+    /// Refuses an id that is still to be reported. The report could not be told from that of the new
+    /// request, which would run on blocks that are being written to, or lose its own.
+    fn check_free(&self, id: &str) -> Result<()> {
+        let load = self.requests.get(id).and_then(|r| r.load);
+        if load.is_some() || self.leaving.contains(id) {
+            bail!(
+                Status::InvalidState,
+                "request \"{id}\" is still being received; its id is free when it has been reported as \
+                 received"
+            );
         }
-        drop
+        if self.holds.contains_key(id) {
+            bail!(
+                Status::InvalidState,
+                "the blocks of a request \"{id}\" are still kept; its id is free when it has been \
+                 reported as sent"
+            );
+        }
+        Ok(())
     }
 
     /// Trailing prompt tokens that the producer leaves to the consumer.
@@ -304,11 +329,19 @@ impl State {
 
     pub(super) fn received(&mut self, id: &str) {
         self.heartbeats.stop(id);
+        let mut stopped = self.leaving.remove(id);
         if let Some(request) = self.requests.get_mut(id) {
-            self.receiving -= usize::from(request.load.take().is_some());
+            if let Some(load) = request.load.take() {
+                self.receiving -= 1;
+                stopped |= load.stopped;
+            }
             if let Some(deadline) = request.deadline.take() {
                 self.deadlines.remove(&deadline);
             }
+        }
+        if stopped {
+            // A cancellation that has not gone out would meet the next request of that name.
+            self.step.cancel.retain(|other| other != id);
         }
     }
 
@@ -327,7 +360,7 @@ impl State {
         now: u64,
     ) -> Result<Finished> {
         if !self.requests.contains_key(id) {
-            return Ok(Finished::default());
+            return Ok(self.finished_before(id));
         }
         let blocks = match groups {
             [] => Clipped::default(),
@@ -342,6 +375,7 @@ impl State {
             return Ok(Finished::default());
         }
         let producer = request.params.do_remote_decode;
+        let batched = request.batched;
         let keep = match self.end_load(id, request) {
             true => Keep::UntilReceived,
             false => Keep::No,
@@ -350,11 +384,34 @@ impl State {
         if !producer && !self.options.bidirectional {
             return Ok(ended);
         }
-        if !matches!(how, Finish::Length | Finish::Stop) {
-            self.step.forget.push(id.to_owned());
+        let kept = matches!(how, Finish::Length | Finish::Stop);
+        let empty = blocks.ids.iter().all(Vec::is_empty);
+        if !kept || (empty && batched.is_some()) {
+            self.forget(id, batched);
+        }
+        if !kept {
             return Ok(ended);
         }
         Ok(self.hold(id, producer, blocks.ids, computed_tokens, now))
+    }
+
+    /// Nobody's, or one that has ended and is said to end again: what was answered then still holds.
+    fn finished_before(&self, id: &str) -> Finished {
+        let keep = match (self.leaving.contains(id), self.holds.contains_key(id)) {
+            (true, _) => Keep::UntilReceived,
+            (_, true) => Keep::UntilSent,
+            _ => Keep::No,
+        };
+        Finished { keep, params: None }
+    }
+
+    /// No lease will follow. Workers take what they are to forget first, so that an id can be used again
+    /// in the same step.
+    fn forget(&mut self, id: &str, batched: Option<u64>) {
+        if batched == Some(self.step_number) {
+            self.step.in_batch.retain(|other| other != id);
+        }
+        self.step.forget.push(id.to_owned());
     }
 
     /// The request ends before its KV was asked for: its producer need not wait.
@@ -377,6 +434,7 @@ impl State {
             return false;
         };
         self.receiving -= 1;
+        self.leaving.insert(id.to_owned());
         let pending = load.step == self.step_number && self.options.mode == Mode::Pull;
         match self.step.receives.get_mut(load.index) {
             // The workers have not heard of it: there is nothing to read and nothing to stop.
@@ -432,11 +490,7 @@ impl State {
             remaining_ns: deadline,
             lease,
         });
-        // An engine that uses an id again before it was reported: readers of the old blocks will find
-        // the word taken over, and fail.
-        if let Some(Some(before)) = self.holds.insert(id.to_owned(), lease) {
-            self.leases.give_back(before);
-        }
+        self.holds.insert(id.to_owned(), lease);
     }
 
     fn take_lease(&mut self) -> Option<LeaseRef> {

@@ -85,6 +85,14 @@ impl Receives {
         self.by_id.values().filter(written).count()
     }
 
+    /// Whether a receive waits for this handshake.
+    pub(super) fn waits_for(&self, id: &str, key: &Key) -> bool {
+        let waits = |r: &Receiving| {
+            matches!(r.stage, Stage::Waiting) && r.what.peer.engine_id == key.engine_id
+        };
+        self.by_id.get(id).is_some_and(waits)
+    }
+
     /// Engines that something is wanted of.
     pub(super) fn engines(&self) -> HashSet<String> {
         let engines = self.by_id.values().map(|r| r.what.peer.engine_id.clone());
@@ -108,6 +116,24 @@ impl Core {
             .heard(&what.peer.engine_id, &what.remote_request_id, lease, now);
         self.receives.by_id.insert(id.clone(), Receiving::new(what));
         self.resume(&id);
+    }
+
+    /// Nothing is wanted of a request, and its producer is told. This is not reported and so has no hold on
+    /// the id here: the engine may be using it again when the handshake is done.
+    fn let_go(&mut self, what: &Receive) {
+        if self.shared.options.mode == Mode::Push {
+            // Who writes learns it by not being registered with.
+            return;
+        }
+        let remote_id = what.remote_request_id.clone();
+        let waiting = Some(Waiting::Farewell {
+            remote_id: remote_id.clone(),
+        });
+        match self.want(Purpose::Transfer, &what.peer, what.registration, waiting) {
+            Wanted::Later(_) => {}
+            Wanted::Refused(e) => not_let_go(&remote_id, &e),
+            Wanted::Link(link) => self.tell_done(&link, &remote_id),
+        }
     }
 
     /// A receive is asked for and called off in one breath.
@@ -212,6 +238,11 @@ impl Core {
             let Some(id) = self.receives.backlog.pop_front() else {
                 return;
             };
+            let waits = |r: &Receiving| matches!(r.stage, Stage::Backlog);
+            if !self.receives.by_id.get(&id).is_some_and(waits) {
+                // Cancelled meanwhile; the id may be another request's.
+                continue;
+            }
             self.set_stage(&id, Stage::Arrived);
             self.safely("a receive", |core| core.resume(&id));
             self.answer_if_lost(&id);
@@ -306,7 +337,7 @@ impl Core {
             // Nothing moves. What is left to do is to tell the producer, once that is possible.
             Stage::Arrived | Stage::Waiting | Stage::Backlog => {
                 let canceled = Error::new(Status::Canceled, "the request was cancelled");
-                let mut rest = r.what.clone();
+                let what = r.what.clone();
                 self.fail(id, canceled);
                 if self.shared.options.mode == Mode::Pull {
                     rest.local.iter_mut().for_each(Vec::clear);
@@ -369,7 +400,7 @@ impl Core {
     }
 
     /// Tells all ranks that wait for it that this rank is done with a request.
-    fn tell_done(&mut self, link: &Link, remote_id: &str) {
+    pub(super) fn tell_done(&mut self, link: &Link, remote_id: &str) {
         let message = Notification::done(remote_id, submission::readers(link)).encode();
         let message = match message {
             Ok(message) => message,
@@ -388,6 +419,11 @@ impl Core {
             log::warn!("agent \"{agent}\" could not be told; its lease frees the blocks: {e}");
         }
     }
+}
+
+/// A producer could not be told that nothing is wanted of it.
+pub(super) fn not_let_go(remote_id: &str, e: &Error) {
+    log::debug!("request \"{remote_id}\" is not let go, its lease frees it: {e}");
 }
 
 pub(super) fn key_for(purpose: Purpose, engine_id: &str) -> Key {
