@@ -32,6 +32,7 @@ fn receive() -> Receive {
             generation: 4,
         }),
         registration: 6,
+        waited_ns: 200,
     }
 }
 
@@ -84,8 +85,8 @@ fn the_form_is_what_it_is_said_to_be() {
     // engine_id, host, port 5600, tp 2, pp 1, dcp 1
     let peer = [1, b'E', 1, b'h', 0xe0, 0x2b, 2, 1, 1];
     let mut expected = vec![1, 0b1011_1111, 0xac, 0x02];
-    // receives: one; awaited | expiry | lease
-    expected.extend([1, 1, b'd', 7]);
+    // receives: one; awaited | expiry | lease | waited
+    expected.extend([1, 1, b'd', 15]);
     expected.extend(peer);
     expected.extend([1, b'p']);
     // local: one group, first 2; 3 blocks: 7 from 0 is +7, 8 is expected, 3 from 9 is -6
@@ -180,6 +181,16 @@ fn fields_out_of_bounds_are_refused() {
         };
         refused(&step.encode(), part);
     }
+    // No time, said to be there: the last number of a receive.
+    let mut r = receive();
+    r.waited_ns = 1;
+    let mut bytes = Step {
+        receives: vec![r],
+        ..Step::default()
+    }
+    .encode();
+    *bytes.last_mut().unwrap() = 0;
+    refused(&bytes, "waited_ns is said to be there and is 0");
     // A block below zero: one group, first 0, one block, -1.
     let mut bytes = Step {
         pushes: vec![Push {
@@ -238,12 +249,13 @@ fn any_receive() -> impl Strategy<Value = Receive> {
     let numbers = (
         any::<u64>(),
         any::<u64>(),
+        prop_oneof![Just(0), any::<u64>()],
         any::<bool>(),
         prop::option::of(-1e12f64..1e12),
     );
     (id(), id(), any_peer(), local, remote, numbers, lease()).prop_map(
         |(request_id, remote_request_id, peer, local, remote, numbers, lease)| {
-            let (tokens, registration, awaited, expiry) = numbers;
+            let (tokens, registration, waited_ns, awaited, expiry) = numbers;
             let (local_first, local) = local.into_iter().unzip();
             Receive {
                 request_id,
@@ -257,6 +269,7 @@ fn any_receive() -> impl Strategy<Value = Receive> {
                 expiry,
                 lease,
                 registration,
+                waited_ns,
             }
         },
     )

@@ -105,9 +105,14 @@ pub(crate) fn check_ranks(peer: &PeerAddress) -> Result<()> {
 pub struct LeaseRef {
     /// Index of the word in each rank's table.
     pub slot: u32,
-    /// Which use of the slot this is, from 1. The word is `2 * generation - 1` while the blocks are
-    /// kept and `2 * generation` or more once they are not; it may be less before the rank has heard of
-    /// the lease, when the blocks are kept as well.
+    /// Which use of the slot this is. The word is `2 * generation - 1` while the blocks are kept and
+    /// `2 * generation` or more once they are not; it may be less before the rank has heard of the
+    /// lease, when the blocks are kept as well.
+    ///
+    /// Generations are times, in microseconds since 1970: what an engine gives out after a restart is
+    /// above all that it gave out before, also under the same engine id, and the words of its ranks
+    /// start above that. Such a number, and twice it, stays below 2^53 until the year 2112, so that
+    /// JSON readers that make doubles of all numbers pass it on whole.
     pub generation: u64,
 }
 

@@ -35,6 +35,7 @@ fn expected(local: &[&[u32]], first: &[u32], remote: &[&[u32]], awaited: bool) -
         expiry: None,
         lease: None,
         registration: 0,
+        waited_ns: 0,
     }
 }
 
@@ -84,6 +85,17 @@ fn a_load_is_staged_once() {
     let end = e.finished("d", Finish::Stop, &[&[7, 8, 9, 10]], 50);
     assert_eq!(end, Finished::default());
     assert!(e.is_empty() && is_idle(&e.step()));
+}
+
+/// Where nothing else says until when the blocks are kept, the workers count from the arrival.
+#[test]
+fn a_load_says_how_long_it_has_waited() {
+    let e = Engine::pull();
+    e.add("d", &from_producer("p", "[[1, 2, 3]]", 40), 40);
+    e.step();
+    e.wait(Duration::from_secs(25));
+    e.allocated("d", &[(&[7, 8, 9], 0)], 40);
+    assert_eq!(e.step().receives[0].waited_ns, 25 * SECOND);
 }
 
 /// S5: with the whole prompt cached, the producer is only told.

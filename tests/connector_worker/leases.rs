@@ -128,6 +128,26 @@ fn without_a_word_a_lease_is_estimated() {
     d.at_rest(1);
 }
 
+/// A request that has queued here for as long as its lease, and for which no heartbeat went out.
+#[test]
+fn the_estimate_counts_the_time_in_the_queue() {
+    let (mut p, d) = Engine::pair("local");
+    for (n, waited, good) in [(1, LEASE - LEASE / 10, true), (2, LEASE, false)] {
+        let (there, here) = (format!("P{n}"), format!("D{n}"));
+        p.keep(&there, &three(), None, LEASE);
+        let mut receive = d.receive_of(&here, &p, &there, &three());
+        receive.waited_ns = waited.as_nanos() as u64;
+        d.receive(receive);
+        if good {
+            d.received(&here);
+            p.sent(&there);
+        } else {
+            let why = d.failed(&here);
+            assert!(why[0].contains("may have ended"), "{why:?}");
+        }
+    }
+}
+
 #[test]
 fn blocks_kept_until_a_stated_time_are_not_read_close_to_it() {
     let (mut p, d) = Engine::pair("local");

@@ -330,6 +330,7 @@ impl Engine {
             expiry: None,
             lease: None,
             registration: 0,
+            waited_ns: 0,
         }
     }
 

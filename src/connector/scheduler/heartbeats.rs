@@ -1,7 +1,9 @@
 //! Which leases on other engines are to be extended, and when.
 //!
 //! A request is in here from the moment it enters the engine, so that its blocks are kept while it queues,
-//! until its KV is in or it has ended.
+//! until its KV is in or it has ended. Its first heartbeat goes out with the next step, since a router may
+//! have held it back until its lease is nearly over; and since the workers count from there where a
+//! producer has no lease words. From then on it has the rhythm of all.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -20,9 +22,9 @@ pub(super) struct Heartbeats {
     peers: BTreeMap<String, Peer>,
     /// This engine's request: engine and request there.
     of_request: HashMap<String, (String, String)>,
-    /// Peers that have just come in. Their first heartbeat goes out at once, and with it the
-    /// handshake begins while the request is still queueing.
-    fresh: BTreeSet<String>,
+    /// Requests that have just come in, of each engine. With the first one of an engine the handshake
+    /// begins, too, while it is still queueing.
+    fresh: BTreeMap<String, BTreeSet<String>>,
 }
 
 #[derive(Debug)]
@@ -39,7 +41,7 @@ impl Heartbeats {
             due_ns: 0,
             peers: BTreeMap::new(),
             of_request: HashMap::new(),
-            fresh: BTreeSet::new(),
+            fresh: BTreeMap::new(),
         }
     }
 
@@ -47,18 +49,17 @@ impl Heartbeats {
     pub(super) fn start(&mut self, id: &str, remote: &Remote) {
         self.stop(id);
         let engine = &remote.peer.engine_id;
-        let peer = self.peers.entry(engine.clone()).or_insert_with(|| {
-            self.fresh.insert(engine.clone());
-            Peer {
-                address: remote.peer.clone(),
-                requests: BTreeMap::new(),
-            }
+        let peer = self.peers.entry(engine.clone()).or_insert_with(|| Peer {
+            address: remote.peer.clone(),
+            requests: BTreeMap::new(),
         });
         // The newest word about where an engine is found is the best.
         if peer.address != remote.peer {
             peer.address = remote.peer.clone();
         }
         *peer.requests.entry(remote.request_id.clone()).or_default() += 1;
+        let fresh = self.fresh.entry(engine.clone()).or_default();
+        fresh.insert(remote.request_id.clone());
         self.of_request
             .insert(id.to_owned(), (engine.clone(), remote.request_id.clone()));
     }
@@ -93,8 +94,14 @@ impl Heartbeats {
             let all = self.peers.values();
             return all.flat_map(|p| p.beats(p.requests.keys())).collect();
         }
-        let there = fresh.iter().filter_map(|engine| self.peers.get(engine));
-        there.map(Peer::beat).collect()
+        let mut out = Vec::new();
+        for (engine, requests) in &fresh {
+            if let Some(peer) = self.peers.get(engine) {
+                let still = |id: &&String| peer.requests.contains_key(*id);
+                out.extend(peer.beats(requests.iter().filter(still)));
+            }
+        }
+        out
     }
 
     pub(super) fn requests(&self) -> usize {
@@ -113,7 +120,8 @@ impl Peer {
         let some = ids.chunks(MOST_IDS);
         some.map(|ids| Heartbeat {
             peer: self.address.clone(),
-            remote_request_ids: self.requests.keys().cloned().collect(),
-        }
+            remote_request_ids: ids.iter().map(|&id| id.clone()).collect(),
+        })
+        .collect()
     }
 }

@@ -51,6 +51,8 @@ pub(super) struct Request {
     pub(super) params: Params,
     /// Whom to ask. Taken out when the transfer is staged.
     pub(super) remote: Option<Remote>,
+    /// When it entered the engine.
+    entered_ns: u64,
     /// The step in which it was last said to be in a batch.
     batched: Option<u64>,
     /// The transfer that the engine waits for.
@@ -158,6 +160,7 @@ impl State {
         let request = Request {
             params,
             remote,
+            entered_ns: now,
             batched: None,
             load: None,
             deadline: None,
@@ -241,7 +244,7 @@ impl State {
         let fetch = self.can_fetch(&self.requests[id]);
         if fetch {
             let awaited = external_tokens > 0;
-            self.stage(id, local, awaited);
+            self.stage(id, local, awaited, now);
             if awaited && self.options.mode == Mode::Push {
                 self.watch(id, now);
             }
@@ -255,14 +258,17 @@ impl State {
 
     /// Puts a transfer into the step that is being made. If nothing is missing here, the producer is only
     /// told that its blocks are not needed.
-    fn stage(&mut self, id: &str, local: Clipped, awaited: bool) {
+    fn stage(&mut self, id: &str, local: Clipped, awaited: bool, now: u64) {
         let Some(request) = self.requests.get_mut(id) else {
             return;
         };
         let Some(remote) = request.remote.take() else {
             return;
         };
-        let receive = receive(id, remote, &mut request.params, local, awaited);
+        let mut receive = receive(id, remote, &mut request.params, local, awaited);
+        if awaited {
+            receive.waited_ns = now.saturating_sub(request.entered_ns);
+        }
         let list = match (self.options.mode, awaited) {
             (Mode::Push, true) => &mut self.step.registrations,
             _ => &mut self.step.receives,
@@ -564,5 +570,6 @@ fn receive(
         expiry: params.remote_blocks_expiry_time,
         lease: params.kvferry_lease,
         registration: params.remote_registration_generation,
+        waited_ns: 0,
     }
 }

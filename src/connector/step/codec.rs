@@ -12,7 +12,7 @@
 //! pushes         count  id tokens count blocks...         bit 7
 //!
 //! receive  id flags peer id  count (first blocks)...  count blocks...  tokens registration
-//!          [expiry: 8 bytes, little-endian double] [lease]
+//!          [expiry: 8 bytes, little-endian double] [lease] [waited_ns]
 //! peer     engine_id host port tp_size pp_size dcp_size
 //! blocks   count id...      each as its distance from the one expected, which is the one before plus
 //!                           one, at first 0; as 2d for d >= 0 and -2d - 1 for d < 0
@@ -38,6 +38,7 @@ pub const MAX_ENCODED: usize = 64 << 20;
 const AWAITED: u32 = 1;
 const EXPIRY: u32 = 2;
 const LEASE: u32 = 4;
+const WAITED: u32 = 8;
 
 /// Least bytes that one record takes.
 const LEAST_RECEIVE: usize = 16;
@@ -142,7 +143,10 @@ pub(super) fn write_receive(w: &mut Writer, r: &Receive) {
     write_id(w, &r.request_id);
     let set = |on: bool, bit: u32| if on { u64::from(bit) } else { 0 };
     w.number(
-        set(r.awaited, AWAITED) | set(r.expiry.is_some(), EXPIRY) | set(r.lease.is_some(), LEASE),
+        set(r.awaited, AWAITED)
+            | set(r.expiry.is_some(), EXPIRY)
+            | set(r.lease.is_some(), LEASE)
+            | set(r.waited_ns > 0, WAITED),
     );
     write_peer(w, &r.peer);
     write_id(w, &r.remote_request_id);
@@ -158,6 +162,9 @@ pub(super) fn write_receive(w: &mut Writer, r: &Receive) {
     }
     if let Some(lease) = r.lease {
         write_lease(w, lease);
+    }
+    if r.waited_ns > 0 {
+        w.number(r.waited_ns);
     }
 }
 
@@ -302,7 +309,7 @@ fn read_flags(r: &mut Reader<'_>, known: u32) -> Result<u32> {
 
 fn read_receive(r: &mut Reader<'_>) -> Result<Receive> {
     let request_id = read_id(r)?;
-    let flags = read_flags(r, AWAITED | EXPIRY | LEASE)?;
+    let flags = read_flags(r, AWAITED | EXPIRY | LEASE | WAITED)?;
     let peer = read_peer(r)?;
     let remote_request_id = read_id(r)?;
     let groups = r.count("local", MAX_GROUPS, 2)?;
@@ -323,7 +330,21 @@ fn read_receive(r: &mut Reader<'_>) -> Result<Receive> {
         awaited: flags & AWAITED != 0,
         expiry: (flags & EXPIRY != 0).then(|| read_expiry(r)).transpose()?,
         lease: (flags & LEASE != 0).then(|| read_lease(r)).transpose()?,
+        waited_ns: match flags & WAITED {
+            0 => 0,
+            _ => read_waited(r)?,
+        },
     })
+}
+
+fn read_waited(r: &mut Reader<'_>) -> Result<u64> {
+    match r.number("waited_ns")? {
+        0 => bail!(
+            Status::PeerIncompatible,
+            "waited_ns is said to be there and is 0"
+        ),
+        ns => Ok(ns),
+    }
 }
 
 fn read_expiry(r: &mut Reader<'_>) -> Result<f64> {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::link::{Link, Purpose};
 use super::peers::{Key, Waiting, Wanted};
@@ -103,6 +103,9 @@ impl Receives {
 impl Core {
     /// A receive is asked for.
     pub(super) fn receive(&mut self, what: Receive) {
+        if !what.awaited && what.local.iter().all(Vec::is_empty) {
+            return self.let_go(&what);
+        }
         let now = Instant::now();
         let id = what.request_id.clone();
         if self.receives.by_id.contains_key(&id) {
@@ -112,8 +115,9 @@ impl Core {
             return;
         }
         let lease = self.shared.options.lease;
+        let left = lease.saturating_sub(Duration::from_nanos(what.waited_ns));
         self.estimates
-            .heard(&what.peer.engine_id, &what.remote_request_id, lease, now);
+            .heard(&what.peer.engine_id, &what.remote_request_id, left, now);
         self.receives.by_id.insert(id.clone(), Receiving::new(what));
         self.resume(&id);
     }
@@ -339,11 +343,7 @@ impl Core {
                 let canceled = Error::new(Status::Canceled, "the request was cancelled");
                 let what = r.what.clone();
                 self.fail(id, canceled);
-                if self.shared.options.mode == Mode::Pull {
-                    rest.local.iter_mut().for_each(Vec::clear);
-                    rest.awaited = false;
-                    self.receive(rest);
-                }
+                self.let_go(&what);
             }
         }
     }
