@@ -130,6 +130,10 @@ fn what_is_not_a_step_is_refused() {
     );
     refused(&[1, 1 << 2, 0, 1, 0, 0], "request id at byte 4 has 0 bytes");
     refused(&[1, 1 << 2, 0, 1, 1, 0xff], "is not UTF-8");
+    refused(
+        &[1, 1 << 2, 0, 1, 3, b'a', 0, b'b'],
+        r#"request id "a\0b" contains a NUL"#,
+    );
     let whole = Step {
         receives: vec![receive()],
         pushes: vec![Push {
@@ -152,7 +156,7 @@ fn what_is_not_a_step_is_refused() {
 #[test]
 fn fields_out_of_bounds_are_refused() {
     type Case = (&'static str, fn(&mut Receive));
-    let cases: [Case; 8] = [
+    let cases: [Case; 11] = [
         ("tp_size 0; it is 1 to 4096", |r| r.peer.tp_size = 0),
         ("pp_size 5000; it is 1 to 4096", |r| r.peer.pp_size = 5000),
         ("dcp_size 0", |r| r.peer.dcp_size = 0),
@@ -169,6 +173,13 @@ fn fields_out_of_bounds_are_refused() {
                 slot: 1,
                 generation: 0,
             })
+        }),
+        (r#"engine_id "E\0" contains a NUL"#, |r| {
+            r.peer.engine_id = "E\0".into()
+        }),
+        (r#"host "\0" contains a NUL"#, |r| r.peer.host = "\0".into()),
+        (r#"request id "\0p" contains"#, |r| {
+            r.remote_request_id = "\0p".into()
         }),
         ("65 remote", |r| r.remote = vec![vec![1; 3]; 65]),
     ];

@@ -206,6 +206,8 @@ fn text<'de, A: MapAccess<'de>>(map: &mut A, max: usize) -> Result<Option<String
             "a text of {} bytes, more than {max}",
             t.len()
         ))),
+        // No engine that has a C interface can be called that, nor know such a request.
+        Some(t) if t.contains('\0') => Err(A::Error::custom("a text with a NUL in it")),
         _ => Ok(text),
     }
 }

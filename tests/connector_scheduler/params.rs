@@ -69,6 +69,14 @@ fn errors_name_the_key() {
         ),
         (r#"{"kvferry_lease": [1, 0]}"#, "generation 0"),
         (r#"{"kvferry_lease": [1, 2, 3]}"#, "kvferry_lease"),
+        (
+            r#"{"remote_request_id": "a\u0000b"}"#,
+            "remote_request_id: a text with a NUL in it",
+        ),
+        (
+            r#"{"remote_engine_id": "\u0000"}"#,
+            "remote_engine_id: a text with a NUL in it",
+        ),
         (r#"{"a": NaN}"#, "expected value"),
         (r#"{} {}"#, "trailing characters"),
         (r#"7"#, "expected an object"),

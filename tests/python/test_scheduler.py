@@ -147,8 +147,15 @@ def test_what_is_refused():
                 s.finished("p", "length", blocks, 16)
         with pytest.raises(InvalidArgumentError):
             s.finished("p", "somehow")
-        with pytest.raises(InvalidArgumentError):
+        with pytest.raises(InvalidArgumentError, match="NUL"):
             s.match("p\0q", 1, 0)
+        with pytest.raises(InvalidArgumentError, match="request_id .* contains a NUL"):
+            s.add("p\0q", TO_PRODUCER, 1)
+        s.finished("p", "length", [[1]], 16)
+        with pytest.raises(InvalidStateError, match="still kept"):
+            s.add("p", TO_PRODUCER, 40)
+        s.sent(["p"])
+        assert s.add("p", TO_PRODUCER, 40) == 0
         with pytest.raises(TypeError):
             s.sent("p")
     with pytest.raises(InvalidHandleError):

@@ -248,13 +248,22 @@ fn read_section<'a, T>(
 }
 
 fn read_id(r: &mut Reader<'_>) -> Result<String> {
-    Ok(r.text(MAX_REQUEST_ID, "request id")?.to_owned())
+    read_text(r, MAX_REQUEST_ID, "request id")
+}
+
+/// Texts of steps come out of the library as C strings.
+fn read_text(r: &mut Reader<'_>, max: usize, name: &str) -> Result<String> {
+    let text = r.text(max, name)?;
+    if text.contains('\0') {
+        bail!(Status::PeerIncompatible, "{name} {text:?} contains a NUL");
+    }
+    Ok(text.to_owned())
 }
 
 fn read_peer(r: &mut Reader<'_>) -> Result<PeerAddress> {
     let peer = PeerAddress {
-        engine_id: r.text(MAX_ENGINE_ID, "engine_id")?.to_owned(),
-        host: r.text(MAX_ENGINE_ID, "host")?.to_owned(),
+        engine_id: read_text(r, MAX_ENGINE_ID, "engine_id")?,
+        host: read_text(r, MAX_ENGINE_ID, "host")?,
         port: port(r.small("port")?)?,
         tp_size: r.small("tp_size")?,
         pp_size: r.small("pp_size")?,
