@@ -21,13 +21,15 @@
 //!
 //! # In files
 //!
-//! [`options`] is what can be chosen, `state` the books and what both modes share, `pull` and `push` where they
-//! differ, `clip` which blocks are exchanged, `leases` and `heartbeats` those tables, `serve` the
-//! listener that gives the ranks' handshake payloads away.
+//! [`options`] is what can be chosen, `state` the books and the life of a request, `load` what is fetched for it
+//! and `hold` what is kept, `pull` and `push` where the modes differ, `clip` which blocks are exchanged,
+//! `leases` and `heartbeats` those tables, `serve` the listener that gives the ranks' handshake payloads away.
 
 mod clip;
 mod heartbeats;
+mod hold;
 mod leases;
+mod load;
 mod options;
 mod pull;
 mod push;
@@ -94,7 +96,7 @@ pub struct Finished {
 pub struct SchedulerStats {
     /// Requests that were added with parameters and are not finished.
     pub requests: u64,
-    /// Of these, those whose KV is awaited.
+    /// Requests whose KV is awaited, those that have ended meanwhile too.
     pub receiving: u64,
     /// Finished requests whose blocks are kept.
     pub holds: u64,

@@ -6,14 +6,14 @@ use std::time::Duration;
 use super::clip::{Clipped, clip};
 use super::heartbeats::Heartbeats;
 use super::leases::Leases;
+use super::load::Load;
 use super::options::SchedulerOptions;
 use super::serve::Served;
 use super::{Finish, Finished, Keep, RequestBlocks, SchedulerStats};
-use crate::clock;
 use crate::connector::params::{Params, Remote};
+use crate::connector::step::Step;
 use crate::connector::step::codec::MAX_ENCODED;
-use crate::connector::step::{Hold, Receive, Step};
-use crate::connector::{LEASE_SLOTS, LeaseRef, MAX_REQUEST_ID, Mode};
+use crate::connector::{LeaseRef, MAX_REQUEST_ID, Mode};
 use crate::error::{Error, Result, Status, bail};
 
 /// Everything behind the lock.
@@ -22,23 +22,23 @@ pub(super) struct State {
     /// Of the side channel, as other engines are told.
     pub(super) port: u16,
     pub(super) requests: HashMap<String, Request>,
-    /// Requests that are being received. Those that have ended meanwhile do not count.
-    receiving: usize,
+    /// Requests that are being received and have not ended.
+    pub(super) receiving: usize,
     /// Those that have ended meanwhile, and will be reported.
-    leaving: HashSet<String>,
+    pub(super) leaving: HashSet<String>,
     /// Blocks kept for readers, with their lease words.
     pub(super) holds: HashMap<String, Option<LeaseRef>>,
-    leases: Leases,
-    heartbeats: Heartbeats,
+    pub(super) leases: Leases,
+    pub(super) heartbeats: Heartbeats,
     /// What the next step will say. Holds have their deadline where the step has the time that is left.
     pub(super) step: Step,
     /// Counts steps, to tell what is in `step` from what the workers know already.
-    step_number: u64,
+    pub(super) step_number: u64,
     /// Push: when to give up on registrations, earliest first.
     pub(super) deadlines: BTreeMap<Deadline, String>,
-    deadlines_made: u64,
+    pub(super) deadlines_made: u64,
     /// Handshake payloads published.
-    published: u64,
+    pub(super) published: u64,
 }
 
 /// A time in nanoseconds, and a number that makes it unique.
@@ -52,21 +52,12 @@ pub(super) struct Request {
     /// Whom to ask. Taken out when the transfer is staged.
     pub(super) remote: Option<Remote>,
     /// When it entered the engine.
-    entered_ns: u64,
+    pub(super) entered_ns: u64,
     /// The step in which it was last said to be in a batch.
-    batched: Option<u64>,
+    pub(super) batched: Option<u64>,
     /// The transfer that the engine waits for.
     pub(super) load: Option<Load>,
     pub(super) deadline: Option<Deadline>,
-}
-
-/// The transfer that the engine waits for: in which step it stands, and there at which index.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Load {
-    step: u64,
-    index: usize,
-    /// The workers have been told to stop it.
-    pub(super) stopped: bool,
 }
 
 /// The parameters of a request that has some. What cannot be read is logged and makes it a local one, so
@@ -209,92 +200,11 @@ impl State {
     }
 
     /// Whether the request's KV is to be fetched and it is known where from.
-    fn can_fetch(&self, request: &Request) -> bool {
+    pub(super) fn can_fetch(&self, request: &Request) -> bool {
         let p = &request.params;
         request.remote.is_some()
             && (self.options.mode == Mode::Push || !p.remote_block_ids.is_empty())
             && (p.do_remote_prefill || self.is_next_turn(p))
-    }
-
-    pub(super) fn allocated(
-        &mut self,
-        id: &str,
-        groups: &[RequestBlocks<'_>],
-        external_tokens: u64,
-        now: u64,
-    ) -> Result<bool> {
-        let Some(request) = self.requests.get_mut(id) else {
-            return Ok(false);
-        };
-        let local = match external_tokens {
-            0 => Clipped::default(),
-            _ => clip(&self.options, groups)?,
-        };
-        // A consumer that keeps its blocks for the next turn becomes a producer then.
-        if (request.params.do_remote_decode || self.options.bidirectional)
-            && request.batched != Some(self.step_number)
-        {
-            request.batched = Some(self.step_number);
-            self.step.in_batch.push(id.to_owned());
-        }
-        let p = &self.requests[id].params;
-        if !(p.do_remote_prefill || self.is_next_turn(p)) {
-            return Ok(false);
-        }
-        let fetch = self.can_fetch(&self.requests[id]);
-        if fetch {
-            let awaited = external_tokens > 0;
-            self.stage(id, local, awaited, now);
-            if awaited && self.options.mode == Mode::Push {
-                self.watch(id, now);
-            }
-        }
-        if let Some(request) = self.requests.get_mut(id) {
-            request.params.do_remote_prefill = false;
-            request.params.remote_blocks_processed = true;
-        }
-        Ok(true)
-    }
-
-    /// Puts a transfer into the step that is being made. If nothing is missing here, the producer is only
-    /// told that its blocks are not needed.
-    fn stage(&mut self, id: &str, local: Clipped, awaited: bool, now: u64) {
-        let Some(request) = self.requests.get_mut(id) else {
-            return;
-        };
-        let Some(remote) = request.remote.take() else {
-            return;
-        };
-        let mut receive = receive(id, remote, &mut request.params, local, awaited);
-        if awaited {
-            receive.waited_ns = now.saturating_sub(request.entered_ns);
-        }
-        let list = match (self.options.mode, awaited) {
-            (Mode::Push, true) => &mut self.step.registrations,
-            _ => &mut self.step.receives,
-        };
-        if awaited {
-            self.receiving += 1;
-            request.load = Some(Load {
-                step: self.step_number,
-                index: list.len(),
-                stopped: false,
-            });
-        } else {
-            self.heartbeats.stop(id);
-        }
-        list.push(receive);
-    }
-
-    /// Push: begins to wait for a registration.
-    fn watch(&mut self, id: &str, now: u64) {
-        let timeout = nanoseconds(self.options.registration_timeout);
-        self.deadlines_made += 1;
-        let deadline = (now.saturating_add(timeout), self.deadlines_made);
-        self.deadlines.insert(deadline, id.to_owned());
-        if let Some(request) = self.requests.get_mut(id) {
-            request.deadline = Some(deadline);
-        }
     }
 
     pub(super) fn build_step(&mut self, now: u64) -> Vec<u8> {
@@ -331,30 +241,6 @@ impl State {
             }
         }
         self.step = rest;
-    }
-
-    pub(super) fn received(&mut self, id: &str) {
-        self.heartbeats.stop(id);
-        let mut stopped = self.leaving.remove(id);
-        if let Some(request) = self.requests.get_mut(id) {
-            if let Some(load) = request.load.take() {
-                self.receiving -= 1;
-                stopped |= load.stopped;
-            }
-            if let Some(deadline) = request.deadline.take() {
-                self.deadlines.remove(&deadline);
-            }
-        }
-        if stopped {
-            // A cancellation that has not gone out would meet the next request of that name.
-            self.step.cancel.retain(|other| other != id);
-        }
-    }
-
-    pub(super) fn sent(&mut self, id: &str) {
-        if let Some(Some(lease)) = self.holds.remove(id) {
-            self.leases.give_back(lease);
-        }
     }
 
     pub(super) fn finished(
@@ -420,118 +306,6 @@ impl State {
         self.step.forget.push(id.to_owned());
     }
 
-    /// The request ends before its KV was asked for: its producer need not wait.
-    fn decline(&mut self, id: &str, request: &mut Request) {
-        if self.can_fetch(request) {
-            if let Some(remote) = request.remote.take() {
-                let nothing = Clipped::default();
-                let told = receive(id, remote, &mut request.params, nothing, false);
-                self.step.receives.push(told);
-            }
-        }
-    }
-
-    /// The engine no longer wants what it waits for. Whether it did.
-    fn end_load(&mut self, id: &str, request: Request) -> bool {
-        if let Some(deadline) = request.deadline {
-            self.deadlines.remove(&deadline);
-        }
-        let Some(load) = request.load else {
-            return false;
-        };
-        self.receiving -= 1;
-        self.leaving.insert(id.to_owned());
-        let pending = load.step == self.step_number && self.options.mode == Mode::Pull;
-        match self.step.receives.get_mut(load.index) {
-            // The workers have not heard of it: there is nothing to read and nothing to stop.
-            Some(receive) if pending => {
-                receive.local.clear();
-                receive.local_first.clear();
-            }
-            _ if !load.stopped => self.step.cancel.push(id.to_owned()),
-            _ => {}
-        }
-        true
-    }
-
-    /// Keeps a finished request's blocks for the other side and says how to get them.
-    fn hold(
-        &mut self,
-        id: &str,
-        producer: bool,
-        blocks: Vec<Vec<u32>>,
-        computed_tokens: u64,
-        now: u64,
-    ) -> Finished {
-        let mut params = self.own_params(id, producer);
-        let keep = match blocks.iter().all(Vec::is_empty) {
-            true => Keep::No,
-            false => {
-                let lease = self.take_lease();
-                let time = match producer {
-                    true => self.options.lease,
-                    false => self.options.pin,
-                };
-                let deadline = now.saturating_add(nanoseconds(time));
-                if !producer {
-                    params.remote_blocks_expiry_time = Some(deadline as f64 / 1e9);
-                }
-                params.remote_num_tokens = computed_tokens;
-                params.kvferry_lease = lease;
-                self.record_hold(id, deadline, lease);
-                self.offer(id, &blocks, computed_tokens);
-                Keep::UntilSent
-            }
-        };
-        params.remote_block_ids = blocks;
-        Finished {
-            keep,
-            params: Some(params.to_json(self.options.mode)),
-        }
-    }
-
-    fn record_hold(&mut self, id: &str, deadline: u64, lease: Option<LeaseRef>) {
-        self.step.holds.push(Hold {
-            request_id: id.to_owned(),
-            remaining_ns: deadline,
-            lease,
-        });
-        self.holds.insert(id.to_owned(), lease);
-    }
-
-    fn take_lease(&mut self) -> Option<LeaseRef> {
-        let lease = self.leases.take(clock::realtime_us());
-        if lease.is_none() {
-            log::warn!(
-                "all {LEASE_SLOTS} lease words are in use: blocks are kept, but their reader cannot make \
-                 sure of it"
-            );
-        }
-        lease
-    }
-
-    /// Parameters that name this engine.
-    fn own_params(&self, id: &str, producer: bool) -> Params {
-        let o = &self.options;
-        Params {
-            do_remote_prefill: producer,
-            do_remote_decode: !producer,
-            remote_engine_id: Some(o.engine_id.clone()),
-            remote_request_id: Some(id.to_owned()),
-            remote_host: Some(o.host.clone()),
-            remote_port: Some(self.port),
-            tp_size: Some(o.tp_size),
-            dcp_size: Some(o.dcp_size),
-            pp_size: Some(o.pp_size),
-            transfer_mode: Some(o.mode.name().to_owned()),
-            remote_registration_generation: match o.state_registrations {
-                true => self.published,
-                false => 0,
-            },
-            ..Params::default()
-        }
-    }
-
     pub(super) fn served(&mut self, served: Served) {
         self.port = served.port;
         self.published += served.changed;
@@ -540,36 +314,11 @@ impl State {
     pub(super) fn stats(&self) -> SchedulerStats {
         SchedulerStats {
             requests: self.requests.len() as u64,
-            receiving: self.receiving as u64,
+            receiving: (self.receiving + self.leaving.len()) as u64,
             holds: self.holds.len() as u64,
             leases: self.leases.in_use() as u64,
             heartbeats: self.heartbeats.requests() as u64,
             peers: self.heartbeats.peers() as u64,
         }
-    }
-}
-
-/// A transfer, or word to the producer that there will be none. Takes the producer's blocks out of the
-/// parameters.
-fn receive(
-    id: &str,
-    remote: Remote,
-    params: &mut Params,
-    local: Clipped,
-    awaited: bool,
-) -> Receive {
-    Receive {
-        request_id: id.to_owned(),
-        peer: remote.peer,
-        remote_request_id: remote.request_id,
-        local: local.ids,
-        local_first: local.first,
-        remote: std::mem::take(&mut params.remote_block_ids),
-        tokens: params.remote_num_tokens,
-        awaited,
-        expiry: params.remote_blocks_expiry_time,
-        lease: params.kvferry_lease,
-        registration: params.remote_registration_generation,
-        waited_ns: 0,
     }
 }
