@@ -83,10 +83,14 @@ pub struct PeerAddress {
 
 /// Refuses numbers of ranks that no engine has: each rank is asked for its handshake.
 pub(crate) fn check_ranks(peer: &PeerAddress) -> Result<()> {
+    check_sizes(peer.tp_size, peer.pp_size, peer.dcp_size)
+}
+
+fn check_sizes(tp_size: u32, pp_size: u32, dcp_size: u32) -> Result<()> {
     for (name, size) in [
-        ("tp_size", peer.tp_size),
-        ("pp_size", peer.pp_size),
-        ("dcp_size", peer.dcp_size),
+        ("tp_size", tp_size),
+        ("pp_size", pp_size),
+        ("dcp_size", dcp_size),
     ] {
         if !(1..=MAX_RANKS).contains(&size) {
             bail!(

@@ -35,7 +35,8 @@ fn what_python_writes_is_read() {
             generation: 1
         })
     );
-    assert_eq!(p.remote(), None, "no request id");
+    assert_eq!(p.clone().take_remote(), None, "no request id");
+    assert_eq!(read(r#"{"\u0074p_size": 2}"#).tp_size, Some(2));
 }
 
 /// vLLM's older form, and that of its tests: one group without brackets of its own.

@@ -99,7 +99,7 @@ class SchedulerStats(NamedTuple):
 
     #: Requests that were added with parameters and have not finished.
     requests: int
-    #: Of these, the ones whose KV the engine waits for.
+    #: Requests whose KV the engine waits for, those that have ended meanwhile too.
     receiving: int
     #: Finished requests whose blocks are kept.
     holds: int
@@ -272,7 +272,7 @@ class Scheduler:
             Whether the engine has to note in its copy of the parameters that the transfer is arranged:
             ``do_remote_prefill`` is false, ``_remote_blocks_processed`` is true.
         """
-        where, count, _keep = _blocks(blocks)
+        where, count, _keep = _blocks(blocks) if blocks else _NO_BLOCKS
         staged = c_uint8()
         status = lib.kvf_scheduler_allocated(
             self._handle, _convert.text(request_id, "request_id"), where, count, external_tokens, staged
@@ -315,17 +315,20 @@ class Scheduler:
         Args:
             blocks: For each group all of its blocks that hold the first ``computed_tokens`` tokens.
         """
-        where, count, _keep = _blocks(blocks)
+        where, count, _keep = _blocks(blocks) if blocks else _NO_BLOCKS
+        if type(how) is not Finish:
+            how = member(Finish, how)
         keep, params = c_uint32(), kvf_buffer()
         status = lib.kvf_scheduler_finished(
-            self._handle, _convert.text(request_id, "request_id"), member(Finish, how), where, count,
+            self._handle, _convert.text(request_id, "request_id"), how, where, count,
             computed_tokens, keep, params,
         )
         if status:
             raise errors.from_status(status)
+        # Keep(...) would take as long as all the rest.
         if not params.len:
-            return Finished(Keep(keep.value), None)
-        return Finished(Keep(keep.value), json.loads(_convert.take_buffer(params)))
+            return Finished(_KEEP[keep.value], None)
+        return Finished(_KEEP[keep.value], json.loads(_convert.take_buffer(params)))
 
     def has_pending(self) -> bool:
         """Push: whether the engine has to go on stepping although it has nothing to run."""
@@ -366,6 +369,8 @@ class Scheduler:
 
 
 _NO_PREFIX_CACHE = CONSTANTS["KVF_ADD_NO_PREFIX_CACHE"]
+_NO_BLOCKS = (None, 0, None)
+_KEEP = {int(k): k for k in Keep}
 
 
 def _plain(value: Any) -> Any:
@@ -389,7 +394,7 @@ def _blocks(groups: Sequence[Any]) -> tuple[int | None, int, object]:
         keep.append(kept)
         words.extend((where, length, first))
     if not words:
-        return None, 0, None
+        return _NO_BLOCKS
     keep.append(words)
     return words.buffer_info()[0], len(words) // 3, keep
 

@@ -22,9 +22,9 @@ pub(super) struct Heartbeats {
     peers: BTreeMap<String, Peer>,
     /// This engine's request: engine and request there.
     of_request: HashMap<String, (String, String)>,
-    /// Requests that have just come in, of each engine. With the first one of an engine the handshake
+    /// This engine's requests that have just come in. With the first one for an engine the handshake
     /// begins, too, while it is still queueing.
-    fresh: BTreeMap<String, BTreeSet<String>>,
+    fresh: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -41,13 +41,12 @@ impl Heartbeats {
             due_ns: 0,
             peers: BTreeMap::new(),
             of_request: HashMap::new(),
-            fresh: BTreeMap::new(),
+            fresh: Vec::new(),
         }
     }
 
-    /// Begins to extend the lease of a request's KV.
+    /// Begins to extend the lease of a request's KV; it is none of those that are extended already.
     pub(super) fn start(&mut self, id: &str, remote: &Remote) {
-        self.stop(id);
         let engine = &remote.peer.engine_id;
         let peer = self.peers.entry(engine.clone()).or_insert_with(|| Peer {
             address: remote.peer.clone(),
@@ -58,8 +57,7 @@ impl Heartbeats {
             peer.address = remote.peer.clone();
         }
         *peer.requests.entry(remote.request_id.clone()).or_default() += 1;
-        let fresh = self.fresh.entry(engine.clone()).or_default();
-        fresh.insert(remote.request_id.clone());
+        self.fresh.push(id.to_owned());
         self.of_request
             .insert(id.to_owned(), (engine.clone(), remote.request_id.clone()));
     }
@@ -94,11 +92,14 @@ impl Heartbeats {
             let all = self.peers.values();
             return all.flat_map(|p| p.beats(p.requests.keys())).collect();
         }
+        let mut of_peers: BTreeMap<&String, BTreeSet<&String>> = BTreeMap::new();
+        for (engine, request) in fresh.iter().filter_map(|id| self.of_request.get(id)) {
+            of_peers.entry(engine).or_default().insert(request);
+        }
         let mut out = Vec::new();
-        for (engine, requests) in &fresh {
+        for (engine, requests) in of_peers {
             if let Some(peer) = self.peers.get(engine) {
-                let still = |id: &&String| peer.requests.contains_key(*id);
-                out.extend(peer.beats(requests.iter().filter(still)));
+                out.extend(peer.beats(requests.into_iter()));
             }
         }
         out

@@ -131,7 +131,7 @@ impl State {
             // The producer finds the request by this engine's id; only a heartbeat would say the other.
             params.remote_request_id = Some(id.to_owned());
         }
-        let remote = params.remote();
+        let remote = params.take_remote();
         let asks =
             params.do_remote_prefill || (params.do_remote_decode && self.options.bidirectional);
         if asks && remote.is_none() && !params.remote_block_ids.is_empty() {
@@ -234,7 +234,7 @@ impl State {
             Mode::Pull => &rest.receives,
             Mode::Push => &rest.registrations,
         };
-        for (index, receive) in list.iter().enumerate() {
+        for (index, receive) in list.iter().enumerate().filter(|(_, r)| r.awaited) {
             let request = self.requests.get_mut(&receive.request_id);
             if let Some(load) = request.and_then(|r| r.load.as_mut()) {
                 (load.step, load.index) = (self.step_number, index);
