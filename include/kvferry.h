@@ -2755,6 +2755,11 @@ typedef struct kvf_kv_cache {
 
 /* ==== Connector: the half in each rank ======================================================== */
 
+/** A record of a request that was received here. */
+#define KVF_RECORD_RECEIVE 0
+/** A record of a request that was written to another engine. */
+#define KVF_RECORD_PUSH 1
+
 /**
  * How a worker half works. Start from `kvf_worker_options_default()` and set `agent` and
  * `engine_id`; zero is the default of every other field. The defaults are those of vLLM.
@@ -2852,6 +2857,49 @@ typedef struct kvf_worker_results {
 } kvf_worker_results;
 
 /**
+ * What became of one request, with its times. All but `arrived_ns` count from then; 0 is "did not get
+ * there".
+ */
+typedef struct kvf_worker_record {
+  /** This engine's id of the request. */
+  const char *request_id;
+  /** The other engine; empty if it was never known. */
+  const char *engine_id;
+  /** What went wrong; empty if nothing did. */
+  const char *message;
+  /** One of `KVF_RECORD_...`. */
+  uint32_t kind;
+  /** How it ended. */
+  kvf_status status;
+  /** When the worker heard of it, in nanoseconds of the monotonic clock. */
+  uint64_t arrived_ns;
+  /** When it went to the queue. */
+  uint64_t queued_ns;
+  /** When its ranges were known. */
+  uint64_t planned_ns;
+  /** When its first bytes were asked for. */
+  uint64_t posted_ns;
+  /** When it was over. */
+  uint64_t finished_ns;
+  /** Bytes that arrived. */
+  uint64_t bytes;
+  /** Ranges after merging. */
+  uint64_t descriptors;
+  /** Zero. */
+  uint64_t reserved[4];
+} kvf_worker_record;
+
+/** Records, oldest first. Free with `kvf_worker_record_list_free()`. */
+typedef struct kvf_worker_record_list {
+  /** `len` records, or NULL. */
+  const kvf_worker_record *items;
+  /** Their number. */
+  size_t len;
+  /** What the records point to. Leave it alone. */
+  void *storage;
+} kvf_worker_record_list;
+
+/**
  * How much there is of everything, as the worker's thread last saw it. All but `peers` are 0 when
  * nothing is under way.
  */
@@ -2887,7 +2935,8 @@ kvf_status kvf_worker_create(const kvf_worker_options *options,
  * as long again but at least 100 ms. All leases end, peers are forgotten, memory is deregistered.
  *
  * @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must not
- *         be used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
+ *         be used before `kvf_agent_destroy()` has returned `KVF_OK`, and the memory stays
+ *         registered until then. Any thread.
  */
 kvf_status kvf_worker_destroy(kvf_worker worker,
                               uint64_t drain_ms);
@@ -2953,6 +3002,17 @@ kvf_status kvf_worker_wait(kvf_worker worker,
                            uint8_t *ready);
 
 /**
+ * A file descriptor that is readable while there is something to poll, for event loops. It belongs
+ * to the worker and is closed with it: wait on it, do not read or close it.
+ *
+ * An engine that has nothing to compute may sleep on it, beside whatever else it waits for, but not
+ * for long while its scheduler half keeps or awaits blocks: heartbeats go out in steps. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_event_fd(kvf_worker worker,
+                               int *fd);
+
+/**
  * Figures since the last call: a JSON object of lists by the names of vLLM's statistics, such as
  * `{"transfer_duration": [0.012], ...}`; `{}` if there are none.
  *
@@ -2971,6 +3031,21 @@ kvf_status kvf_worker_take_stats(kvf_worker worker,
 KVF_MUST_USE
 kvf_status kvf_worker_take_records(kvf_worker worker,
                                    kvf_buffer *lines);
+
+/**
+ * The same records as structs: what one of the two calls has given the other does not give again.
+ *
+ * @param records  Receives them; free with `kvf_worker_record_list_free()`. Any thread.
+ */
+KVF_MUST_USE
+kvf_status kvf_worker_take_record_list(kvf_worker worker,
+                                       kvf_worker_record_list *records);
+
+/**
+ * Frees the records and zeroes the struct. NULL, and a struct that is all zero, are ignored. Any
+ * thread, but one at a time for the same struct.
+ */
+void kvf_worker_record_list_free(kvf_worker_record_list *records);
 
 /** How much there is of everything. Any thread. */
 KVF_MUST_USE

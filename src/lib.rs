@@ -27,6 +27,7 @@ mod checksum;
 mod clock;
 pub mod connector;
 pub mod error;
+mod event;
 pub mod layout;
 mod mapped;
 pub mod memory;

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use kvferry::capi::agent::*;
 use kvferry::capi::block_cache::*;
 use kvferry::capi::block_pool::*;
+use kvferry::capi::kv_cache::*;
 use kvferry::capi::layout::*;
 use kvferry::capi::library::*;
 use kvferry::capi::memory::*;
 use kvferry::capi::output::*;
 use kvferry::capi::plan::*;
+use kvferry::capi::pool_client::*;
 use kvferry::capi::queue::*;
 use kvferry::capi::scheduler::*;
 use kvferry::capi::side_channel::*;
@@ -94,6 +96,22 @@ fn soname_carries_the_abi_version() {
         .iter()
         .find(|s| sections.section_name(endian, s) == Ok(b".text"));
     assert_ne!(text.expect("code").sh_size(endian), 0);
+}
+
+/// A struct that nobody looks at can change without notice.
+#[test]
+fn every_struct_of_the_header_stands_here() {
+    let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/kvferry.h");
+    let header = std::fs::read_to_string(header).expect("committed");
+    let structs = header.lines().filter_map(|line| {
+        let name = line.strip_prefix("typedef struct ")?.strip_suffix(" {")?;
+        Some(name.to_owned())
+    });
+    let structs: BTreeSet<String> = structs.collect();
+    assert!(structs.len() > 50, "{structs:?}");
+    let here = |name: &&String| include_str!("abi.rs").contains(&format!("layout!({name}, "));
+    let missing: Vec<&String> = structs.iter().filter(|name| !here(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 /// `layout!(type, size, align; field offset, ...)`
@@ -225,6 +243,10 @@ layout!(kvf_worker_options, 120, 8;
 layout!(kvf_worker_results, 80, 8;
     sent 0, sent_len 8, received 16, received_len 24, failed 32, failed_len 40, failed_blocks 48,
     failed_blocks_len 56, storage 64, has_stats 72, reserved 73);
+layout!(kvf_worker_record, 120, 8;
+    request_id 0, engine_id 8, message 16, kind 24, status 28, arrived_ns 32, queued_ns 40,
+    planned_ns 48, posted_ns 56, finished_ns 64, bytes 72, descriptors 80, reserved 88);
+layout!(kvf_worker_record_list, 24, 8; items 0, len 8, storage 16);
 layout!(kvf_worker_state, 64, 8;
     receives 0, holds 8, pushes 16, peers 24, handshakes 32, reserved 40);
 layout!(kvf_block_pool, 8, 8; id 0);
@@ -236,3 +258,24 @@ layout!(kvf_cached_part, 80, 8; struct_size 0, block 4, group 8, num_tokens 12, 
 layout!(kvf_block_event, 80, 8; kind 0, group 4, block_size 8, reserved 12, hashes 16, hash_len 24, count 32, parent 40, parent_len 48, tokens 56, tokens_len 64, tag 72);
 layout!(kvf_block_event_list, 32, 8; items 0, len 8, lost 16, storage 24);
 layout!(kvf_block_key, 260, 4; hash 0, hash_len 255, group 256);
+layout!(kvf_clock_sample, 16, 8; offset_s 0, rtt_s 8);
+layout!(kvf_kv_state, 56, 8;
+    kind 0, conv_channels_total 4, conv_rows 8, conv_elem_bytes 12, ssm_shape 16, ssm_dims 32,
+    ssm_elem_bytes 36, conv_channels 40, conv_channels_len 48);
+layout!(kvf_kv_tensor, 176, 8;
+    layer 0, group 8, content 12, address 16, storage_address 24, storage_bytes 32, page_bytes
+    40, num_blocks 48, device 56, mem_kind 64, elem_bytes 68, shape 72, strides 112, dims 152,
+    k_head_size 156, v_head_size 160, kv_heads 164, state 168);
+layout!(kvf_kv_cache, 88, 8;
+    struct_size 0, kv_heads 4, tensors 8, tensors_len 16, groups 24, groups_len 32, num_blocks
+    40, blocks_per_logical 48, block_tokens 52, layout 56, attn_backend 64, slab_order 72,
+    pcp_size 76, mla 80, hybrid 81, reserved 82);
+layout!(kvf_pool_client, 8, 8; id 0);
+layout!(kvf_pool_client_options, 56, 8;
+    struct_size 0, publish 4, reserved 5, address 8, pool 16, session 24, create 32, timeout_ms
+    40, session_timeout_ms 48);
+layout!(kvf_pool_op, 328, 8;
+    kind 0, status 4, request 8, count 16, after 20, ids 24, ids_len 32, hashes 40, hash_len 48,
+    hash_count 56, groups 64, groups_len 72, cached 80, part 88, out 96, out_capacity 104,
+    out_len 112, value 120, keys 128, keys_capacity 136, stats 144, events 152, tokens 160,
+    reserved 164, message 168);

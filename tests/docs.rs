@@ -62,26 +62,22 @@ fn snippets_of_the_queue_page_are_compiled() {
 }
 
 #[test]
-fn snippets_of_the_workers_page_are_compiled() {
-    check(
-        "docs/connector-worker.md",
-        &[("c", &["tests/c/worker_tour.c"], 5)],
-    );
-}
-
-#[test]
 fn snippets_of_the_connector_page_are_compiled() {
     check(
         "docs/connector.md",
         &[
-            ("c", &["tests/c/scheduler_tour.c"], 10),
+            (
+                "c",
+                &["tests/c/scheduler_tour.c", "tests/c/worker_tour.c"],
+                14,
+            ),
             (
                 "cpp",
                 &[
                     "examples/cpp/engines/engine.cpp",
                     "examples/cpp/engines/rank.hpp",
                 ],
-                6,
+                7,
             ),
         ],
     );

@@ -1,6 +1,6 @@
 //! Connector, worker half: one rank's transfers, leases and peers.
 
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::scheduler::{KVF_MODE_PULL, KVF_MODE_PUSH};
 use super::status::kvf_status;
 use crate::connector::Mode;
 use crate::connector::step::codec::MAX_ENCODED;
-use crate::connector::worker::{Results, Worker, WorkerOptions};
+use crate::connector::worker::{RequestRecord, Results, Worker, WorkerOptions};
 use crate::error::{Error, Result};
 use crate::layout::Parallel;
 
@@ -117,6 +117,56 @@ pub struct kvf_worker_results {
     pub reserved: [u8; 7],
 }
 
+/// A record of a request that was received here.
+pub const KVF_RECORD_RECEIVE: u32 = 0;
+/// A record of a request that was written to another engine.
+pub const KVF_RECORD_PUSH: u32 = 1;
+
+/// What became of one request, with its times. All but `arrived_ns` count from then; 0 is "did not get
+/// there".
+#[repr(C)]
+#[derive(Debug)]
+pub struct kvf_worker_record {
+    /// This engine's id of the request.
+    pub request_id: *const c_char,
+    /// The other engine; empty if it was never known.
+    pub engine_id: *const c_char,
+    /// What went wrong; empty if nothing did.
+    pub message: *const c_char,
+    /// One of `KVF_RECORD_...`.
+    pub kind: u32,
+    /// How it ended.
+    pub status: kvf_status,
+    /// When the worker heard of it, in nanoseconds of the monotonic clock.
+    pub arrived_ns: u64,
+    /// When it went to the queue.
+    pub queued_ns: u64,
+    /// When its ranges were known.
+    pub planned_ns: u64,
+    /// When its first bytes were asked for.
+    pub posted_ns: u64,
+    /// When it was over.
+    pub finished_ns: u64,
+    /// Bytes that arrived.
+    pub bytes: u64,
+    /// Ranges after merging.
+    pub descriptors: u64,
+    /// Zero.
+    pub reserved: [u64; 4],
+}
+
+/// Records, oldest first. Free with `kvf_worker_record_list_free()`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct kvf_worker_record_list {
+    /// `len` records, or NULL.
+    pub items: *const kvf_worker_record,
+    /// Their number.
+    pub len: usize,
+    /// What the records point to. Leave it alone.
+    pub storage: *mut c_void,
+}
+
 /// How much there is of everything, as the worker's thread last saw it. All but `peers` are 0 when
 /// nothing is under way.
 #[repr(C)]
@@ -167,7 +217,8 @@ pub unsafe extern "C" fn kvf_worker_create(
 /// as long again but at least 100 ms. All leases end, peers are forgotten, memory is deregistered.
 ///
 /// @return `KVF_ERR_TIMEOUT` if something was still moving at the end of that: its blocks must not
-///         be used before `kvf_agent_destroy()` has returned `KVF_OK`. Any thread.
+///         be used before `kvf_agent_destroy()` has returned `KVF_OK`, and the memory stays
+///         registered until then. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvf_worker_destroy(worker: kvf_worker, drain_ms: u64) -> kvf_status {
     guard(|| {
@@ -294,6 +345,22 @@ pub unsafe extern "C" fn kvf_worker_wait(
     })
 }
 
+/// A file descriptor that is readable while there is something to poll, for event loops. It belongs
+/// to the worker and is closed with it: wait on it, do not read or close it.
+///
+/// An engine that has nothing to compute may sleep on it, beside whatever else it waits for, but not
+/// for long while its scheduler half keeps or awaits blocks: heartbeats go out in steps. Any thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_worker_event_fd(worker: kvf_worker, fd: *mut c_int) -> kvf_status {
+    guard(|| {
+        // SAFETY: the caller's contract.
+        let fd = unsafe { out(fd, "fd") }?;
+        fd.write(WORKERS.get(worker.id)?.event_fd());
+        Ok(())
+    })
+}
+
 /// Figures since the last call: a JSON object of lists by the names of vLLM's statistics, such as
 /// `{"transfer_duration": [0.012], ...}`; `{}` if there are none.
 ///
@@ -328,6 +395,43 @@ pub unsafe extern "C" fn kvf_worker_take_records(
         lines.write(output::buffer(WORKERS.get(worker.id)?.take_records_json()));
         Ok(())
     })
+}
+
+/// The same records as structs: what one of the two calls has given the other does not give again.
+///
+/// @param records  Receives them; free with `kvf_worker_record_list_free()`. Any thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn kvf_worker_take_record_list(
+    worker: kvf_worker,
+    records: *mut kvf_worker_record_list,
+) -> kvf_status {
+    guard(|| {
+        // SAFETY: the caller's contract.
+        let records = unsafe { out(records, "records") }?;
+        records.write(record_list(WORKERS.get(worker.id)?.take_records()));
+        Ok(())
+    })
+}
+
+/// Frees the records and zeroes the struct. NULL, and a struct that is all zero, are ignored. Any
+/// thread, but one at a time for the same struct.
+///
+/// # Safety
+/// `records` is NULL or was filled by this library and not changed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvf_worker_record_list_free(records: *mut kvf_worker_record_list) {
+    guard_or((), || {
+        // SAFETY: NULL or valid by contract.
+        let Some(records) = (unsafe { records.as_mut() }) else {
+            return;
+        };
+        if !records.storage.is_null() {
+            // SAFETY: made by `record_list`, by contract not changed.
+            drop(unsafe { Box::from_raw(records.storage.cast::<RecordStorage>()) });
+        }
+        *records = NO_RECORDS;
+    });
 }
 
 /// How much there is of everything. Any thread.
@@ -431,6 +535,58 @@ const EMPTY: kvf_worker_results = kvf_worker_results {
     has_stats: 0,
     reserved: [0; 7],
 };
+
+/// What a list of records points to.
+struct RecordStorage {
+    /// Behind the pointers.
+    _texts: Vec<CString>,
+    records: Vec<kvf_worker_record>,
+}
+
+const NO_RECORDS: kvf_worker_record_list = kvf_worker_record_list {
+    items: std::ptr::null(),
+    len: 0,
+    storage: std::ptr::null_mut(),
+};
+
+fn record_list(records: Vec<RequestRecord>) -> kvf_worker_record_list {
+    if records.is_empty() {
+        return NO_RECORDS;
+    }
+    let mut texts = Vec::with_capacity(3 * records.len());
+    // A C string stays where it is when the vector grows or moves.
+    let mut text = |text: String| {
+        let text = c_string(text);
+        let at = text.as_ptr();
+        texts.push(text);
+        at
+    };
+    let records = records.into_iter().map(|r| kvf_worker_record {
+        request_id: text(r.request_id),
+        engine_id: text(r.engine_id),
+        message: text(r.message),
+        kind: r.kind as u32,
+        status: r.status as kvf_status,
+        arrived_ns: r.arrived_ns,
+        queued_ns: r.queued_ns,
+        planned_ns: r.planned_ns,
+        posted_ns: r.posted_ns,
+        finished_ns: r.finished_ns,
+        bytes: r.bytes,
+        descriptors: r.descriptors,
+        reserved: [0; 4],
+    });
+    let records = records.collect();
+    let storage = Box::new(RecordStorage {
+        _texts: texts,
+        records,
+    });
+    kvf_worker_record_list {
+        items: pointer(&storage.records),
+        len: storage.records.len(),
+        storage: Box::into_raw(storage).cast(),
+    }
+}
 
 fn give(results: Results) -> kvf_worker_results {
     let has_stats = results.has_stats.into();

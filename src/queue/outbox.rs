@@ -1,19 +1,20 @@
 //! Completions on their way to the caller, with two ways to be woken for them.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Completion;
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::sync::lock;
 
 pub(super) struct Outbox {
     inside: Mutex<Inside>,
     ready: Condvar,
     /// Readable exactly while there are items.
-    event: OwnedFd,
+    event: Event,
 }
 
 #[derive(Default)]
@@ -25,13 +26,8 @@ struct Inside {
 
 impl Outbox {
     pub(super) fn new() -> Result<Self> {
-        // SAFETY: no pointers; the result is checked.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(Error::os("creating the queue's event descriptor"));
-        }
-        // SAFETY: a new descriptor that nobody else has.
-        let event = unsafe { OwnedFd::from_raw_fd(fd) };
+        let event = Event::new()
+            .map_err(|e| Error::from_io("creating the queue's event descriptor", &e))?;
         Ok(Outbox {
             inside: Mutex::default(),
             ready: Condvar::new(),
@@ -42,7 +38,7 @@ impl Outbox {
     pub(super) fn put(&self, completion: Completion) {
         let mut inside = lock(&self.inside);
         if inside.items.is_empty() {
-            self.signal();
+            self.event.set();
         }
         inside.items.push_back(completion);
         drop(inside);
@@ -63,7 +59,7 @@ impl Outbox {
         let n = max.min(items.len());
         let taken = items.drain(..n).collect();
         if items.is_empty() {
-            self.clear();
+            self.event.clear();
         }
         taken
     }
@@ -83,19 +79,5 @@ impl Outbox {
 
     pub(super) fn fd(&self) -> RawFd {
         self.event.as_raw_fd()
-    }
-
-    // The counter goes between 0 and 1 under the lock, so neither call can fail.
-
-    fn signal(&self) {
-        let one = 1u64;
-        // SAFETY: an open descriptor and 8 readable bytes.
-        unsafe { libc::write(self.event.as_raw_fd(), (&raw const one).cast(), 8) };
-    }
-
-    fn clear(&self) {
-        let mut count = 0u64;
-        // SAFETY: an open descriptor and 8 writable bytes.
-        unsafe { libc::read(self.event.as_raw_fd(), (&raw mut count).cast(), 8) };
     }
 }

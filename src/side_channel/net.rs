@@ -1,15 +1,14 @@
-//! What the protocols of this room share: deadlines, waiting, waking, names and threads.
+//! What the protocols of this room share: deadlines, waiting, names and threads.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result, Status, bail};
+use crate::error::{Result, Status, bail};
 use crate::threads::spawn;
 
 /// A point in time and how long it was away when it was set, for messages.
@@ -85,38 +84,6 @@ pub(super) fn poll(fds: &mut [libc::pollfd], until: Option<Instant>) -> io::Resu
         if e.kind() != io::ErrorKind::Interrupted {
             return Err(e);
         }
-    }
-}
-
-/// Wakes a thread that waits in [`poll`]. An eventfd, since writing to it can neither block nor
-/// raise SIGPIPE.
-pub(super) struct Waker(File);
-
-impl Waker {
-    pub(super) fn new() -> Result<Self> {
-        // SAFETY: eventfd takes no pointers.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(Error::os("side channel: cannot make an eventfd"));
-        }
-        // SAFETY: `fd` was just opened, and nothing else owns it.
-        Ok(Waker(unsafe { File::from_raw_fd(fd) }))
-    }
-
-    /// Makes [`Waker::fd`] readable.
-    pub(super) fn wake(&self) {
-        // Fails only when the counter is at its limit, and then the descriptor is readable anyway.
-        let _ = (&self.0).write(&1u64.to_ne_bytes());
-    }
-
-    /// Makes [`Waker::fd`] unreadable again.
-    pub(super) fn clear(&self) {
-        // Fails only when it is unreadable already.
-        let _ = (&self.0).read(&mut [0u8; 8]);
-    }
-
-    pub(super) fn fd(&self) -> RawFd {
-        self.0.as_raw_fd()
     }
 }
 
@@ -226,22 +193,5 @@ mod tests {
         assert!(refused.message().contains("host.example"));
         drop(tickets.pop());
         assert!(Lookup::start("host.example").is_ok());
-    }
-
-    #[test]
-    fn a_waker_wakes_until_it_is_cleared() {
-        let waker = Waker::new().unwrap();
-        let readable = || {
-            let mut fds = [pollfd(waker.fd(), libc::POLLIN)];
-            poll(&mut fds, Some(Instant::now())).unwrap();
-            fds[0].revents != 0
-        };
-        assert!(!readable());
-        waker.wake();
-        waker.wake();
-        assert!(readable());
-        waker.clear();
-        assert!(!readable());
-        waker.clear();
     }
 }

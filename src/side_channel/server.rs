@@ -120,7 +120,7 @@ impl<P: Protocol> Server<P> {
         let closed_until = self.closed_until(now);
         let queue = closed_until.map_or(self.listener.as_raw_fd(), |_| -1);
         fds.clear();
-        fds.push(pollfd(self.control.waker.fd(), libc::POLLIN));
+        fds.push(pollfd(self.control.waker.as_raw_fd(), libc::POLLIN));
         fds.push(pollfd(queue, libc::POLLIN));
         fds.extend(self.clients.iter().map(interest));
 

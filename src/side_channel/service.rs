@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, ThreadId};
 
 use super::ListenOptions;
-use super::net::{Endpoint, Waker};
+use super::net::Endpoint;
 use super::server::{Protocol, Server};
 use super::sockets::bind;
 use crate::error::{Error, Result, Status, bail};
+use crate::event::Event;
 use crate::sync::lock;
 
 /// A bound address and the thread that serves it.
@@ -26,7 +27,8 @@ pub(super) struct Service {
 
 /// What the service and its thread both hold.
 pub(super) struct Control {
-    pub(super) waker: Waker,
+    /// Wakes the thread.
+    pub(super) waker: Event,
     pub(super) stop: AtomicBool,
     pub(super) running: AtomicBool,
 }
@@ -46,7 +48,8 @@ impl Service {
             .local_addr()
             .map_err(|e| Error::from_io("cannot read the address that was bound", &e))?;
         let control = Arc::new(Control {
-            waker: Waker::new()?,
+            waker: Event::new()
+                .map_err(|e| Error::from_io("side channel: cannot make an eventfd", &e))?,
             stop: AtomicBool::new(false),
             running: AtomicBool::new(true),
         });
@@ -101,7 +104,7 @@ impl Service {
             return;
         }
         self.control.stop.store(true, Ordering::Release);
-        self.control.waker.wake();
+        self.control.waker.set();
         if thread::current().id() == self.thread_id {
             // Called by a log sink on the thread itself, which stops when it returns.
             return;

@@ -14,13 +14,15 @@
 //! | `reorder` | seed | transfers complete in a random order of this seed instead of their own |
 //! | `fail_post` | n | the n-th post from now is refused |
 //! | `fail_transfer` | n | the n-th post from now is accepted and fails when it would complete |
+//! | `hold_load` | 0 or 1 | while 1, loading a peer's metadata does not return |
 //! | `stubborn` | 0 or 1 | while 1, a cancel takes effect only when the bytes are through, as with NIXL |
 //! | `vram` | 0 or 1 | while 1, ranges may be called GPU memory; they are host memory all the same |
 //! | `lose` | agent | that peer is gone: transfers and messages to it fail |
 //! | `find` | agent | it is back |
 //!
 //! What it has done so far is told by the backend's information: `posts` is the number of posts that
-//! were accepted, `flying` how many transfers are under way, and a `post` each for the last of them the
+//! were accepted, `flying` how many transfers are under way, `loading` how many peers are being loaded, and a
+//! `post` each for the last of them the
 //! name of the peer and the number of bytes.
 //!
 //! Bytes are copied when a transfer completes, not when it is posted, so that a buffer that is used
@@ -52,6 +54,7 @@ pub fn create(options: &AgentOptions) -> Result<Arc<dyn Transport>> {
         token: NEXT_TOKEN.fetch_add(1, Ordering::Relaxed),
         state: Mutex::default(),
         arrived: Condvar::new(),
+        loading: Condvar::new(),
         copying: Mutex::default(),
     });
     for (plugin, params) in options.backends.iter().flatten() {
@@ -70,6 +73,8 @@ struct Core {
     token: u64,
     state: Mutex<State>,
     arrived: Condvar,
+    /// Loading may go on.
+    loading: Condvar,
     /// Held while bytes move; taken after `state` never, before it only.
     copying: Mutex<()>,
 }
@@ -85,6 +90,8 @@ struct State {
     /// Posted transfers that have not completed, in the order of their posts.
     flying: Vec<Arc<Flight>>,
     posts: u64,
+    /// Peers whose metadata is being loaded.
+    loading: usize,
     /// Peer and bytes of the last posts.
     journal: VecDeque<(String, u64)>,
 }
@@ -96,6 +103,7 @@ const JOURNAL: usize = 4096;
 struct Script {
     delay: Duration,
     hold: bool,
+    hold_load: bool,
     stubborn: bool,
     vram: bool,
     /// State of a small random generator; 0 is "in order".
@@ -134,6 +142,10 @@ impl Core {
             match key.as_str() {
                 "delay_us" => state.script.delay = Duration::from_micros(number()?),
                 "hold" => state.script.hold = number()? != 0,
+                "hold_load" => {
+                    state.script.hold_load = number()? != 0;
+                    self.loading.notify_all();
+                }
                 "stubborn" => state.script.stubborn = number()? != 0,
                 "vram" => state.script.vram = number()? != 0,
                 "reorder" => state.script.reorder = number()?,
@@ -328,6 +340,7 @@ impl Transport for Endpoint {
         let mut params = vec![
             ("posts".to_owned(), state.posts.to_string()),
             ("flying".to_owned(), state.flying.len().to_string()),
+            ("loading".to_owned(), state.loading.to_string()),
         ];
         let posts = state.journal.iter();
         params.extend(posts.map(|(peer, bytes)| ("post".to_owned(), format!("{peer} {bytes}"))));
@@ -379,6 +392,11 @@ impl Transport for Endpoint {
     fn add_remote(&self, metadata: &[u8]) -> Result<String> {
         let (token, name) = parse(metadata)?;
         let mut state = lock(&self.core.state);
+        let held = |s: &mut State| s.script.hold_load;
+        state.loading += 1;
+        let state = self.core.loading.wait_while(state, held);
+        let mut state = state.unwrap_or_else(std::sync::PoisonError::into_inner);
+        state.loading -= 1;
         state.lost.remove(&name);
         state.remotes.insert(name.clone(), token);
         Ok(name)

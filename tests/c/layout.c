@@ -552,6 +552,59 @@ FIELD(kvf_block_key, hash, 0);
 FIELD(kvf_block_key, hash_len, 255);
 FIELD(kvf_block_key, group, 256);
 
+SIZE(kvf_clock_sample, 16, 8);
+FIELD(kvf_clock_sample, offset_s, 0);
+FIELD(kvf_clock_sample, rtt_s, 8);
+
+SIZE(kvf_kv_state, 56, 8);
+FIELD(kvf_kv_state, kind, 0);
+FIELD(kvf_kv_state, conv_channels_total, 4);
+FIELD(kvf_kv_state, conv_rows, 8);
+FIELD(kvf_kv_state, conv_elem_bytes, 12);
+FIELD(kvf_kv_state, ssm_shape, 16);
+FIELD(kvf_kv_state, ssm_dims, 32);
+FIELD(kvf_kv_state, ssm_elem_bytes, 36);
+FIELD(kvf_kv_state, conv_channels, 40);
+FIELD(kvf_kv_state, conv_channels_len, 48);
+
+SIZE(kvf_kv_tensor, 176, 8);
+FIELD(kvf_kv_tensor, layer, 0);
+FIELD(kvf_kv_tensor, group, 8);
+FIELD(kvf_kv_tensor, content, 12);
+FIELD(kvf_kv_tensor, address, 16);
+FIELD(kvf_kv_tensor, storage_address, 24);
+FIELD(kvf_kv_tensor, storage_bytes, 32);
+FIELD(kvf_kv_tensor, page_bytes, 40);
+FIELD(kvf_kv_tensor, num_blocks, 48);
+FIELD(kvf_kv_tensor, device, 56);
+FIELD(kvf_kv_tensor, mem_kind, 64);
+FIELD(kvf_kv_tensor, elem_bytes, 68);
+FIELD(kvf_kv_tensor, shape, 72);
+FIELD(kvf_kv_tensor, strides, 112);
+FIELD(kvf_kv_tensor, dims, 152);
+FIELD(kvf_kv_tensor, k_head_size, 156);
+FIELD(kvf_kv_tensor, v_head_size, 160);
+FIELD(kvf_kv_tensor, kv_heads, 164);
+FIELD(kvf_kv_tensor, state, 168);
+
+SIZE(kvf_kv_cache, 88, 8);
+FIELD(kvf_kv_cache, struct_size, 0);
+FIELD(kvf_kv_cache, kv_heads, 4);
+FIELD(kvf_kv_cache, tensors, 8);
+FIELD(kvf_kv_cache, tensors_len, 16);
+FIELD(kvf_kv_cache, groups, 24);
+FIELD(kvf_kv_cache, groups_len, 32);
+FIELD(kvf_kv_cache, num_blocks, 40);
+FIELD(kvf_kv_cache, blocks_per_logical, 48);
+FIELD(kvf_kv_cache, block_tokens, 52);
+FIELD(kvf_kv_cache, layout, 56);
+FIELD(kvf_kv_cache, attn_backend, 64);
+FIELD(kvf_kv_cache, slab_order, 72);
+FIELD(kvf_kv_cache, pcp_size, 76);
+FIELD(kvf_kv_cache, mla, 80);
+FIELD(kvf_kv_cache, hybrid, 81);
+FIELD(kvf_kv_cache, reserved, 82);
+
 SIZE(kvf_worker_options, 120, 8);
 FIELD(kvf_worker_options, struct_size, 0);
 FIELD(kvf_worker_options, mode, 4);
@@ -587,6 +640,26 @@ FIELD(kvf_worker_results, failed_blocks_len, 56);
 FIELD(kvf_worker_results, storage, 64);
 FIELD(kvf_worker_results, has_stats, 72);
 FIELD(kvf_worker_results, reserved, 73);
+
+SIZE(kvf_worker_record, 120, 8);
+FIELD(kvf_worker_record, request_id, 0);
+FIELD(kvf_worker_record, engine_id, 8);
+FIELD(kvf_worker_record, message, 16);
+FIELD(kvf_worker_record, kind, 24);
+FIELD(kvf_worker_record, status, 28);
+FIELD(kvf_worker_record, arrived_ns, 32);
+FIELD(kvf_worker_record, queued_ns, 40);
+FIELD(kvf_worker_record, planned_ns, 48);
+FIELD(kvf_worker_record, posted_ns, 56);
+FIELD(kvf_worker_record, finished_ns, 64);
+FIELD(kvf_worker_record, bytes, 72);
+FIELD(kvf_worker_record, descriptors, 80);
+FIELD(kvf_worker_record, reserved, 88);
+
+SIZE(kvf_worker_record_list, 24, 8);
+FIELD(kvf_worker_record_list, items, 0);
+FIELD(kvf_worker_record_list, len, 8);
+FIELD(kvf_worker_record_list, storage, 16);
 
 SIZE(kvf_worker_state, 64, 8);
 FIELD(kvf_worker_state, receives, 0);

@@ -1,5 +1,6 @@
-/* The snippets of docs/connector-worker.md, in one program: tests/docs.rs holds the two together. A prefill
- * and a decode engine of one rank each in one process, both halves of both. argv[1]: transport. */
+/* The snippets of docs/connector.md about the worker half and about steps, in one program: tests/docs.rs
+ * holds the two together. A prefill and a decode engine of one rank each in one process, both halves of
+ * both. argv[1]: transport. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

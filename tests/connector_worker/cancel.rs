@@ -3,6 +3,8 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
+use kvferry::connector::step::{Receive, Step};
+
 use super::support::*;
 
 fn two() -> Vec<Lists> {
@@ -111,6 +113,45 @@ fn while_bytes_move_that_cannot_be_stopped() {
     assert!(d.failed("D")[0].starts_with("canceled"));
     p.sent("P");
     d.at_rest(1);
+}
+
+/// The producer has no lease words, and the read ends well, but after the estimate of the lease and after it
+/// was called off: the producer is told by the queue, and must not be told again.
+#[test]
+fn too_late_and_read_too_late() {
+    let (mut p, d) = Engine::pair_with("test", |o| o.lease = Duration::from_millis(500));
+    round_trip(&mut p, &d, 1, &two(), 0);
+    script(d.agent(), &[("hold", "1")]);
+    p.keep("P", &two(), None, LEASE);
+    d.receive(d.receive_of("D", &p, "P", &two()));
+    eventually("a read under way", || flying(d.agent()) > 0);
+    d.hold("clock", None, Duration::from_secs(1));
+    d.sent("clock");
+    // Keeps the worker busy while the read ends, so that it hears of the cancellation first.
+    let mut nonsense = d.receive_of("", &p, "P", &[]);
+    nonsense.awaited = false;
+    nonsense.local = vec![vec![1]; 2];
+    nonsense.local_first = vec![0; 2];
+    let nonsense = |n: u32| Receive {
+        request_id: format!("nonsense {n}"),
+        ..nonsense.clone()
+    };
+    d.step(&Step {
+        receives: (0..20_000).map(nonsense).collect(),
+        cancel: vec!["D".into()],
+        ..Step::default()
+    });
+    script(d.agent(), &[("hold", "0")]);
+    d.failed("D");
+    p.sent("P");
+    // What the worker has said to p comes before this.
+    p.keep("last", &two(), lease(9, 1), LEASE);
+    let mut last = d.receive_of("last", &p, "last", &lists(&[3], &[], 1));
+    last.lease = lease(9, 1);
+    d.receive(last);
+    d.received("last");
+    p.sent("last");
+    assert_eq!(p.stat(0, "num_notifications_after_expiry"), 0);
 }
 
 #[test]

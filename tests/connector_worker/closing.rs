@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kvferry::connector::worker::{Worker, WorkerOptions};
 use kvferry::error::Status;
+use kvferry::memory::{MemDesc, MemKind};
 
 use super::support::*;
 
@@ -83,6 +84,45 @@ fn in_the_middle_of_everything() {
     // A producer that ends takes its leases with it.
     p.worker().close(Duration::ZERO).unwrap();
     assert_eq!(p.worker().state(), Default::default());
+}
+
+#[test]
+fn memory_is_left_alone_while_bytes_move_that_cannot_be_stopped() {
+    let (mut p, d) = Engine::pair("test");
+    round_trip(&mut p, &d, 1, &two(), 0);
+    script(d.agent(), &[("hold", "1"), ("stubborn", "1")]);
+    p.keep("P", &two(), lease(9, 1), LEASE);
+    let mut receive = d.receive_of("D", &p, "P", &two());
+    receive.lease = lease(9, 1);
+    d.receive(receive);
+    eventually("a read under way", || flying(d.agent()) > 0);
+    let e = d.worker().close(Duration::ZERO).unwrap_err();
+    assert_eq!(e.status(), Status::Timeout);
+    // The peer is known, and so is every range.
+    let known = |agent: &str| d.agent().check_remote(agent, MemKind::Dram, &[]);
+    assert_eq!(known(p.agent().name()), Ok(true));
+    let witness = agent("test", "witness");
+    let name = witness.add_remote(&d.agent().metadata().unwrap()).unwrap();
+    for tensor in kv_cache(&d.sim, 0, &WorkerOptions::default()).tensors {
+        let range = MemDesc {
+            len: 1,
+            ..tensor.storage
+        };
+        let there = witness.check_remote(&name, MemKind::Dram, &[range]);
+        assert_eq!(there, Ok(true), "{}", tensor.layer);
+    }
+    script(d.agent(), &[("hold", "0")]);
+}
+
+#[test]
+fn a_closed_worker_registers_nothing() {
+    let (p, _) = Engine::pair("test");
+    let worker = Worker::create(agent("test", "closed"), options()).unwrap();
+    worker.close(Duration::ZERO).unwrap();
+    let cache = kv_cache(&p.sim, 0, &WorkerOptions::default());
+    let e = worker.register_kv(&cache).unwrap_err();
+    assert_eq!(e.status(), Status::InvalidState);
+    assert!(e.message().contains("closed"), "{e}");
 }
 
 #[test]

@@ -139,6 +139,34 @@ fn leases_of_a_former_life_are_over() {
     }
 }
 
+/// Without lease words it is the time that tells whether blocks are still kept, and that was the time of an
+/// engine that is dead: the one that has taken its place never kept them.
+#[test]
+fn what_a_dead_engine_kept_is_not_read_from_the_one_that_has_its_id() {
+    let d = recipe("test", "d", |_| {}).start();
+    let mut first = recipe("test", "p", |_| {});
+    let mut p = first.start();
+    round_trip(&mut p, &d, 1, &two(), 0);
+    // Heard of while the first one lived.
+    d.heartbeat(&p, &["kept"]);
+    first.port = p.listener.local_addr().port();
+    p.listener.shutdown();
+    drop(p);
+    let mut p = first.start();
+    d.receive(d.receive_of("finds out", &p, "any", &two()));
+    d.failed("finds out");
+    d.receive(d.receive_of("late", &p, "kept", &two()));
+    let why = d.failed("late");
+    assert!(why[0].starts_with("expired"), "{why:?}");
+    // What is heard of now is the new one's.
+    p.keep("fresh", &two(), None, LEASE);
+    let (want, _) = with_memory_of(&p, &d, &two());
+    d.receive(d.receive_of("fresh", &p, "fresh", &two()));
+    d.received("fresh");
+    p.sent("fresh");
+    check(&d, &want);
+}
+
 #[test]
 fn a_peer_that_is_lost_again_and_again_is_left_alone_for_a_while() {
     let (mut p, d) = Engine::pair("test");
@@ -217,6 +245,81 @@ fn a_peer_that_has_registered_anew_is_met_anew() {
     d.receive(receive);
     assert!(d.failed("D")[0].contains("handshake with engine"));
     d.at_rest(0);
+}
+
+/// The link is in use when a request comes that needs a newer one: it waits, and is kept alive meanwhile.
+#[test]
+fn a_peer_that_registers_anew_while_it_is_read_from() {
+    let (mut p, d) = Engine::pair("test");
+    round_trip(&mut p, &d, 1, &two(), 0);
+    script(d.agent(), &[("hold", "1")]);
+    p.keep("P", &two(), lease(8, 1), LEASE);
+    let mut receive = d.receive_of("old", &p, "P", &two());
+    receive.lease = lease(8, 1);
+    d.receive(receive);
+    eventually("a read under way", || flying(d.agent()) > 0);
+    let (soon, later) = (Duration::from_secs(1), Duration::from_millis(1200));
+    let other = lists(&[10, 11], &[12, 13], 0);
+    p.keep("Q", &other, lease(9, 1), soon);
+    p.hold("clock", None, later);
+    let mut receive = d.receive_of("new", &p, "Q", &other);
+    receive.lease = lease(9, 1);
+    receive.registration = 1;
+    d.receive(receive);
+    d.heartbeat(&p, &["Q"]);
+    // Q's lease would have ended before.
+    p.sent("clock");
+    assert!(d.worker().poll().is_empty());
+    assert_eq!(d.worker().state().receives, 2);
+    assert_eq!(d.worker().state().handshakes, 0);
+    script(d.agent(), &[("hold", "0")]);
+    let mut received = Vec::new();
+    eventually("both", || {
+        let results = d.worker().poll();
+        assert!(results.failed.is_empty(), "{results:?}");
+        received.extend(results.received);
+        received.len() == 2
+    });
+    assert_eq!(received, ["old", "new"]);
+    let mut sent = Vec::new();
+    eventually("both", || {
+        sent.extend(p.worker().poll().sent);
+        sent.len() == 2
+    });
+    d.at_rest(1);
+    p.at_rest(0);
+}
+
+/// What takes long in the transport holds nobody else up.
+#[test]
+fn a_peer_that_loads_slowly_is_waited_for_by_its_own_requests_only() {
+    let (mut p, d) = Engine::pair("test");
+    let mut q = recipe("test", "q", |_| {}).start();
+    round_trip(&mut p, &d, 1, &two(), 0);
+    script(d.agent(), &[("hold_load", "1")]);
+    q.keep("Q", &lists(&[10], &[12], 0), lease(9, 1), LEASE);
+    let mut receive = d.receive_of("slow", &q, "Q", &lists(&[10], &[12], 0));
+    receive.lease = lease(9, 1);
+    d.receive(receive);
+    // Answers, and then its metadata is being loaded.
+    eventually("a handshake", || loading(d.agent()) == 1);
+    // The worker lets p's agent go, since it has published anew, and begins to load it again.
+    p.keep("P", &two(), lease(8, 1), LEASE);
+    let mut receive = d.receive_of("anew", &p, "P", &two());
+    receive.lease = lease(8, 1);
+    receive.registration = 1;
+    d.receive(receive);
+    eventually("another handshake", || loading(d.agent()) == 2);
+    assert_eq!(d.worker().state().receives, 2);
+    script(d.agent(), &[("hold_load", "0")]);
+    p.sent("P");
+    q.sent("Q");
+    let mut received = Vec::new();
+    eventually("both", || {
+        received.extend(d.worker().poll().received);
+        received.len() == 2
+    });
+    d.at_rest(2);
 }
 
 #[test]

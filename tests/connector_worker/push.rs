@@ -2,14 +2,24 @@
 
 use std::time::Duration;
 
+use kvferry::agent::Agent;
 use kvferry::connector::Mode;
 use kvferry::connector::step::{Push, Step};
 
 use super::support::*;
 
 fn engines(p_tp: u32, d_tp: u32, model: &[GroupModel]) -> (Engine, Engine) {
+    engines_over("local", p_tp, d_tp, model)
+}
+
+fn engines_over(
+    transport: &'static str,
+    p_tp: u32,
+    d_tp: u32,
+    model: &[GroupModel],
+) -> (Engine, Engine) {
     let make = |id, tp| {
-        let recipe = Recipe::new("local", id, model, style(model, tp, 32, 4));
+        let recipe = Recipe::new(transport, id, model, style(model, tp, 32, 4));
         recipe
             .change(|o| {
                 o.mode = Mode::Push;
@@ -141,6 +151,94 @@ fn a_producer_that_never_writes_is_waited_for_so_long_and_no_longer() {
     hit.awaited = false;
     d.receive(hit);
     d.at_rest(1);
+}
+
+/// Says something to `p` and waits until it has been heard, and with it all that was said before.
+fn say(from: &Agent, p: &Engine, messages: &[&[u8]]) {
+    let name = from.add_remote(&p.agent().metadata().unwrap()).unwrap();
+    for message in messages {
+        from.notify(&name, message, None).unwrap();
+    }
+    from.notify(&name, b"unknown:1", None).unwrap();
+    let mut heard = 0;
+    eventually("to be heard", || {
+        heard += p.stat(0, "num_notifications_after_expiry");
+        heard == 1
+    });
+}
+
+/// The other ranks of a consumer say the same as its first one, and later. It must not be taken for another
+/// request of the same name, whose blocks would be written to where the first one's were.
+#[test]
+fn what_a_second_rank_says_of_a_request_that_is_written() {
+    let (mut p, d) = engines(1, 2, &dense(4));
+    let list = lists(&[3, 1], &[7, 4], 0);
+    finish(&mut p, "r-0123abcd", &list, 8, 0, LEASE);
+    register(&d, "r-89efabcd", &p, &list);
+    d.received("r-89efabcd");
+    p.sent("r-0123abcd");
+    for rank in &d.ranks {
+        say(&rank.agent, &p, &[]);
+    }
+    let before = d.memories();
+    let other = lists(&[20, 21], &[7, 4], 0);
+    finish(
+        &mut p,
+        "r-77777777",
+        &other,
+        8,
+        1,
+        Duration::from_millis(300),
+    );
+    p.sent("r-77777777");
+    check(&d, &before);
+    // Under the ids that were used before it is a request of its own.
+    finish(&mut p, "r-0123abcd", &other, 8, 2, LEASE);
+    let (want, _) = with_memory_of(&p, &d, &other);
+    register(&d, "r-89efabcd", &p, &other);
+    d.received("r-89efabcd");
+    p.sent("r-0123abcd");
+    check(&d, &want);
+    p.at_rest(1);
+}
+
+/// Nobody has to tell a producer that writes that it is through; somebody may all the same.
+#[test]
+fn a_request_that_somebody_calls_done_is_not_waited_with() {
+    let (mut p, _d) = engines(1, 1, &dense(4));
+    let stranger = agent("local", "stranger");
+    let list = lists(&[3], &[7], 0);
+    // Before it was finished: the blocks are free when it is.
+    p.step(&Step {
+        in_batch: vec!["r".into()],
+        ..Step::default()
+    });
+    say(&stranger, &p, &[b"r:1"]);
+    finish(&mut p, "r", &list, 4, 0, LEASE);
+    p.sent("r");
+    p.at_rest(0);
+    // And after.
+    finish(&mut p, "s", &list, 4, 1, LEASE);
+    say(&stranger, &p, &[b"s:1"]);
+    p.sent("s");
+    p.at_rest(0);
+}
+
+#[test]
+fn blocks_that_are_being_written_are_kept_whatever_is_said_of_them() {
+    let (mut p, d) = engines_over("test", 1, 1, &dense(4));
+    let stranger = agent("test", "stranger");
+    let list = lists(&[3], &[7], 0);
+    script(p.agent(), &[("hold", "1")]);
+    register(&d, "r", &p, &list);
+    finish(&mut p, "r", &list, 4, 0, LEASE);
+    eventually("a write under way", || flying(p.agent()) > 0);
+    say(&stranger, &p, &[b"r:1"]);
+    assert_eq!(p.worker().state().holds, 1);
+    assert!(p.worker().poll().is_empty());
+    script(p.agent(), &[("hold", "0")]);
+    p.sent("r");
+    d.received("r");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Pull, from the step to the report, by content.
 
+use std::time::Duration;
+
 use super::support::*;
 
 fn over(transport: &'static str) {
@@ -42,6 +44,40 @@ fn all_pairs_of_sizes_over_the_transport_for_tests() {
 fn all_pairs_of_sizes_over_nixl() {
     if crate::nixl_support::have_nixl() {
         over("nixl");
+    }
+}
+
+#[test]
+fn the_descriptor_is_readable_exactly_while_there_is_something_to_poll() {
+    let (mut p, d) = Engine::pair("local");
+    let (there, here) = (p.worker().event_fd(), d.worker().event_fd());
+    let now = Duration::ZERO;
+    for n in 0..10u32 {
+        assert!(!readable(there, now) && !readable(here, now), "round {n}");
+        // Two of each, so that a report comes while another is there.
+        for i in [2 * n, 2 * n + 1] {
+            let (p_id, d_id) = (format!("P{i}"), format!("D{i}"));
+            let list = lists(&[i + 1], &[i + 1], 0);
+            p.keep(&p_id, &list, lease(i, 1), LEASE);
+            let mut receive = d.receive_of(&d_id, &p, &p_id, &list);
+            receive.lease = lease(i, 1);
+            d.receive(receive);
+        }
+        let (mut received, mut sent) = (0, 0);
+        while received < 2 {
+            assert!(
+                readable(here, LIMIT) && readable(here, now),
+                "level, not edge"
+            );
+            let some = d.worker().poll().received.len();
+            assert!(some > 0, "readable for nothing");
+            received += some;
+        }
+        while sent < 2 {
+            assert!(readable(there, LIMIT));
+            sent += p.worker().poll().sent.len();
+        }
+        assert!(d.worker().poll().is_empty() && p.worker().poll().is_empty());
     }
 }
 

@@ -55,8 +55,17 @@ pub fn script(agent: &Agent, params: &[(&str, &str)]) {
 
 /// How many transfers of an agent on the transport for tests are under way.
 pub fn flying(agent: &Agent) -> usize {
+    figure(agent, "flying")
+}
+
+/// How many peers' metadata it is loading.
+pub fn loading(agent: &Agent) -> usize {
+    figure(agent, "loading")
+}
+
+fn figure(agent: &Agent, name: &str) -> usize {
     let info = agent.backend_info("test").expect("backend information");
-    let found = info.params.iter().find(|(key, _)| key == "flying");
+    let found = info.params.iter().find(|(key, _)| key == name);
     found.expect("the number").1.parse().expect("a number")
 }
 
@@ -415,7 +424,7 @@ impl Engine {
             let records = self.ranks[i].worker.take_records();
             let record = records.iter().rfind(|r| r.request_id == id);
             let record = record.expect("a record");
-            format!("{}: {}", record.status, record.message)
+            format!("{}: {}", record.status.name(), record.message)
         };
         self.next().into_iter().enumerate().map(check).collect()
     }
@@ -460,6 +469,19 @@ pub fn next(worker: &Worker) -> Results {
         !found.is_empty()
     });
     found
+}
+
+/// Whether a descriptor becomes readable within `limit`.
+pub fn readable(fd: std::os::fd::RawFd, limit: Duration) -> bool {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one live entry.
+    let n = unsafe { libc::poll(&raw mut poll, 1, limit.as_millis() as i32) };
+    assert!(n >= 0, "{}", std::io::Error::last_os_error());
+    n == 1 && poll.revents & libc::POLLIN != 0
 }
 
 /// Tells a child process from where leases count.

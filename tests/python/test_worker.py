@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 
 import numpy as np
@@ -80,7 +81,10 @@ def test_a_request_from_engine_to_engine(new_agent, transport, p_tp, d_tp):
     d.scheduler.add("d", end.params, 48)
     assert d.scheduler.match("d", 48, 0) == 48
     d.scheduler.allocated("d", [[71, 72, 3]], 48)
+    for w in d.workers:
+        assert not select.select([w], [], [], 0)[0]
     d.step_until("received", "d")
+    assert select.select(p.workers, [], [], DEADLINE)[0]
     p.step_until("sent", "p")
     assert (d.heads[:, [71, 72, 3]] == p.heads[:, [4, 5, 9]]).all()
     assert not d.heads[:, :3].any() and not d.heads[:, 4:71].any()

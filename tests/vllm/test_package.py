@@ -11,7 +11,8 @@ from kvferry.kv_cache import Content, SlabOrder, StateKind
 from kvferry.layout import GroupKind
 from kvferry.vllm import cache as vllm_cache
 from kvferry.vllm import config as vllm_config
-from kvferry.vllm import connector, plugin, stats
+from kvferry.vllm import connector, plugin, stats, worker
+from kvferry.worker import WorkerResults
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import supports_hma
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
@@ -101,6 +102,27 @@ def test_refused_in_push_mode_only():
     vllm_config.check(config, blocks(full()), push=False)
     with pytest.raises(NotImplementedError, match="push mode"):
         vllm_config.check(config, blocks(full()), push=True)
+
+
+@pytest.mark.parametrize("specs", [(full(),), (full(), gdn())])
+def test_no_way_of_asking_loses_a_failure(specs):
+    """``get_finished`` has no place for failures: the blocks tell, or the request waits for the results."""
+    reports = [WorkerResults(["s"], ["good", "bad"], ["bad"], [3, 4], False)]
+    nothing = WorkerResults([], [], [], [], False)
+    side = object.__new__(worker.WorkerSide)
+    side._cache, side._failed, side._failed_blocks = blocks(*specs), set(), set()
+    side._library = SimpleNamespace(poll=lambda: reports.pop() if reports else nothing)
+    sent, received = side.finished()
+    assert sent == {"s"} and "good" in received
+    told = side.failed_blocks() == {3, 4}
+    assert told == ("bad" in received) == (len(specs) == 1)
+    results = side.results()
+    late = set() if told else {"bad"}
+    assert (results.finished_recving, results.failed_recving) == (late, late)
+    assert side.results().finished_recving == set()
+    reports.append(WorkerResults([], ["bad"], ["bad"], [], False))
+    results = side.results()
+    assert results.finished_recving == results.failed_recving == {"bad"}
 
 
 def test_settings_have_stocks_keys_and_defaults(monkeypatch):

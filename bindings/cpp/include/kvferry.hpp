@@ -9,6 +9,8 @@
 //   kvferry::plan          which bytes of which rank go where        kvferry/plan.hpp
 //   kvferry::queue         moves them in the background              kvferry/queue.hpp
 //   kvferry::scheduler     connector: what is fetched and kept       kvferry/scheduler.hpp
+//   kvferry::worker        connector: one rank's transfers, leases   kvferry/worker.hpp
+//   kvferry::kv_cache      describes a rank's cache to its worker    kvferry/kv_cache.hpp
 //   kvferry::pool_client   a block pool in a server                  kvferry/pool_client.hpp
 //   kvferry::side_channel  hands metadata to peers                   kvferry/side_channel.hpp
 //   kvferry::block_pool    blocks, and where known prefixes are      kvferry/block_pool.hpp
@@ -35,6 +37,7 @@
 
 #include "kvferry/agent.hpp"
 #include "kvferry/block_pool.hpp"
+#include "kvferry/kv_cache.hpp"
 #include "kvferry/layout.hpp"
 #include "kvferry/library.hpp"
 #include "kvferry/plan.hpp"

@@ -877,6 +877,32 @@ class kvf_worker_results(Structure):
     ]
 
 
+class kvf_worker_record(Structure):
+    _fields_ = [
+        ("request_id", c_char_p),
+        ("engine_id", c_char_p),
+        ("message", c_char_p),
+        ("kind", c_uint32),
+        ("status", c_int32),
+        ("arrived_ns", c_uint64),
+        ("queued_ns", c_uint64),
+        ("planned_ns", c_uint64),
+        ("posted_ns", c_uint64),
+        ("finished_ns", c_uint64),
+        ("bytes", c_uint64),
+        ("descriptors", c_uint64),
+        ("reserved", c_uint64 * 4),
+    ]
+
+
+class kvf_worker_record_list(Structure):
+    _fields_ = [
+        ("items", POINTER(kvf_worker_record)),
+        ("len", c_size_t),
+        ("storage", c_void_p),
+    ]
+
+
 class kvf_worker_state(Structure):
     _fields_ = [
         ("receives", c_uint64),
@@ -1218,8 +1244,11 @@ FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "kvf_worker_poll": (c_int32, (_HANDLE, POINTER(kvf_worker_results))),
     "kvf_worker_results_free": (None, (POINTER(kvf_worker_results),)),
     "kvf_worker_wait": (c_int32, (_HANDLE, c_uint64, POINTER(c_uint8))),
+    "kvf_worker_event_fd": (c_int32, (_HANDLE, POINTER(c_int))),
     "kvf_worker_take_stats": (c_int32, (_HANDLE, POINTER(kvf_buffer))),
     "kvf_worker_take_records": (c_int32, (_HANDLE, POINTER(kvf_buffer))),
+    "kvf_worker_take_record_list": (c_int32, (_HANDLE, POINTER(kvf_worker_record_list))),
+    "kvf_worker_record_list_free": (None, (POINTER(kvf_worker_record_list),)),
     "kvf_worker_state_get": (c_int32, (_HANDLE, POINTER(kvf_worker_state))),
     "kvf_block_pool_create": (c_int32, (POINTER(kvf_block_pool_options), POINTER(_HANDLE))),
     "kvf_block_pool_destroy": (c_int32, (_HANDLE,)),

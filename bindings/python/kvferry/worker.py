@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ctypes import c_uint8, c_uint64, pointer, sizeof
+from ctypes import c_int, c_uint8, c_uint64, pointer, sizeof
 from typing import Any, NamedTuple
 
 from . import _convert, _lifetime, errors
@@ -192,6 +192,16 @@ class Worker:
         limit = _convert.milliseconds(timeout, "timeout")
         errors.check(lib.kvf_worker_wait(self._handle, limit, ready))
         return bool(ready.value)
+
+    def fileno(self) -> int:
+        """A file descriptor that is readable while there is something to poll.
+
+        It makes a worker something to wait for with :mod:`select`, :mod:`selectors` or asyncio's
+        ``loop.add_reader(worker, ...)``. It belongs to the worker: do not read or close it.
+        """
+        fd = c_int()
+        errors.check(lib.kvf_worker_event_fd(self._handle, fd))
+        return fd.value
 
     def take_stats(self) -> dict[str, list[float]]:
         """Figures since the last call: lists by the names of vLLM's statistics; empty if there are none."""

@@ -1,8 +1,9 @@
 #include "engine.hpp"
 
+#include <poll.h>
+
 #include <algorithm>
 #include <iostream>
-#include <thread>
 
 namespace engines {
 namespace {
@@ -78,8 +79,7 @@ engine::engine(const options& o, const std::string& name, unsigned ranks, unsign
 
 bool engine::run() {
   router_.send(answer_message{"ready", name_, ""}.text());
-  // Also with nothing to run: while blocks are kept or awaited, there is news only in steps, and
-  // only in steps do heartbeats go out.
+  // Also with nothing to run: while blocks are kept or awaited, there is news of that only in steps.
   while (!router_.ended() || is_busy() || !receiving_.empty() || !kept_.empty()) {
     take_messages();
     step();
@@ -91,13 +91,24 @@ bool engine::run() {
 }
 
 void engine::take_messages() {
-  // Waits only if the model has nothing to do anyway.
-  auto patience = is_busy() ? 0ms : receiving_.empty() && kept_.empty() ? 100ms : 1ms;
-  while (auto message = router_.receive(patience)) {
-    take(request_message::of(*message));
-    patience = 0ms;
-  }
-  if (router_.ended() && !is_busy()) std::this_thread::sleep_for(1ms);
+  if (is_idle()) sleep();
+  while (auto message = router_.receive(0ms)) take(request_message::of(*message));
+}
+
+// Whether the next step would do nothing that this one has not done.
+bool engine::is_idle() const {
+  const auto leaves = [this](const request& r) { return reached(r) >= r.leaves; };
+  return running_.empty() && !has_news_ &&
+         std::none_of(receiving_.begin(), receiving_.end(), leaves);
+}
+
+// Until a client wants something, or a rank has heard of a transfer. Not for longer than until the
+// next heartbeat may be due: heartbeats go out in steps.
+void engine::sleep() const {
+  std::vector<pollfd> news;
+  for (const auto& r : ranks_) news.push_back({r->event_fd(), POLLIN, 0});
+  if (!router_.ended()) news.push_back({router_.fd(), POLLIN, 0});
+  (void)::poll(news.data(), news.size(), static_cast<int>((o_.lease / 12).count()));
 }
 
 void engine::take(const request_message& message) {
@@ -274,7 +285,9 @@ void engine::advance(const work& done) {
 // What the ranks have heard of transfers.
 void engine::take_results(const std::vector<rank_output>& outputs) {
   std::vector<std::string> sent, received_by_all;
+  has_news_ = false;
   for (const auto& out : outputs) {
+    has_news_ = has_news_ || !out.results.empty();
     sent_.add(out.results.sent, sent);
     received_.add(out.results.received, received_by_all);
     failed_.insert(out.results.failed.begin(), out.results.failed.end());

@@ -69,6 +69,8 @@ class engine {
   bool run();
 
  private:
+  bool is_idle() const;
+  void sleep() const;
   void take_messages();
   void take(const request_message& message);
 
@@ -115,6 +117,7 @@ class engine {
 
   tally sent_, received_;
   std::set<std::string> failed_;
+  bool has_news_ = false;  // of the ranks, in the last step
   std::vector<context> hashes_;  // scratch
 
   struct figures {

@@ -87,24 +87,19 @@ class kv_memory {
   // Tells the connector what is where. Block tables, names and sizes are all it needs: what goes to
   // which rank of an engine of another shape follows from them.
   void register_with(kvferry::worker& worker) const {
-    std::vector<std::string> names;
-    for (unsigned layer = 0; layer < o_.layers; layer++)
-      names.push_back("model.layers." + std::to_string(layer) + ".attn");
-    std::vector<kvf_kv_tensor> tensors(o_.layers);
+    kvferry::kv_cache cache;
     for (unsigned layer = 0; layer < o_.layers; layer++) {
-      tensors[layer].layer = names[layer].c_str();  // the same in every engine with this model
-      tensors[layer].address = kvferry::range(bytes_.get() + layer * layer_bytes_, 0).addr;
-      tensors[layer].elem_bytes = o_.elem_bytes;
-      tensors[layer].k_head_size = o_.head_size;
+      kvferry::kv_tensor t;
+      // The same in every engine with this model.
+      t.layer = "model.layers." + std::to_string(layer) + ".attn";
+      t.address = kvferry::range(bytes_.get() + layer * layer_bytes_, 0).addr;
+      t.elem_bytes = o_.elem_bytes;
+      t.k_head_size = o_.head_size;
+      cache.tensors.push_back(t);
     }
-    kvf_group attention{};
-    attention.kind = KVF_GROUP_FULL;
+    kvferry::group attention;
     attention.tokens_per_block = o_.block_tokens;
-    kvf_kv_cache cache = kvf_kv_cache_default();
-    cache.tensors = tensors.data();
-    cache.tensors_len = tensors.size();
-    cache.groups = &attention;
-    cache.groups_len = 1;
+    cache.groups = {attention};
     cache.num_blocks = o_.blocks;
     cache.block_tokens = o_.block_tokens;
     cache.kv_heads = o_.kv_heads;  // of the model, not of the rank

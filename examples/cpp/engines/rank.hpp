@@ -92,8 +92,10 @@ class rank {
 
   // What other engines' ranks have to know of this one; the scheduler's side serves it.
   kvferry::bytes payload() const { return worker_.payload(); }
+  // Readable when run() will find that a transfer has ended.
+  int event_fd() const { return worker_.event_fd(); }
   kvferry::worker_state state() const { return worker_.state(); }
-  std::string take_records() { return worker_.take_records(); }
+  std::vector<kvferry::worker_record> take_records() { return worker_.take_record_list(); }
   std::size_t block_bytes() const { return memory_.block_bytes(); }
 
   // One step. The transfers that it asks for run beside the model, on the worker's threads: neither

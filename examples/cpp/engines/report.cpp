@@ -11,12 +11,6 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// A number of a JSON object that has no objects inside.
-std::uint64_t number(const std::string& json, const std::string& key) {
-  const auto at = json.find('"' + key + "\":");
-  return at == std::string::npos ? 0 : std::stoull(json.substr(at + key.size() + 3));
-}
-
 }  // namespace
 
 bool engine::is_at_rest() const {
@@ -44,11 +38,10 @@ void engine::count_records() {
   // One range for each block, layer and rank that it comes from: what there was to move.
   const auto sources = std::max<std::size_t>(1, peer_ranks_ / ranks_.size());
   for (const auto& r : ranks_) {
-    std::istringstream lines(r->take_records());
-    for (std::string line; std::getline(lines, line);) {
-      figures_.bytes += number(line, "bytes");
-      figures_.ranges += number(line, "descriptors");
-      figures_.ranges_unmerged += number(line, "bytes") * sources / r->block_bytes();
+    for (const auto& record : r->take_records()) {
+      figures_.bytes += record.bytes;
+      figures_.ranges += record.descriptors;
+      figures_.ranges_unmerged += record.bytes * sources / r->block_bytes();
     }
   }
 }

@@ -319,15 +319,22 @@ impl PushRegistration {
     /// Whether this registration is for the producer's request of this id: the ids are the same, or are
     /// once the random ending that each engine gives them, a dash and eight hexadecimal digits, is off.
     pub fn is_for(&self, request_id: &str) -> bool {
-        self.request_id == request_id || base(&self.request_id) == base(request_id)
+        self.base() == Self::base_of(request_id)
     }
-}
 
-/// A request id without the ending that an engine gave it.
-fn base(id: &str) -> &str {
-    match id.rsplit_once('-') {
-        Some((base, end)) if end.len() == 8 && end.bytes().all(|b| b.is_ascii_hexdigit()) => base,
-        _ => id,
+    /// What is the same in both engines' ids of the request.
+    pub(crate) fn base(&self) -> &str {
+        Self::base_of(&self.request_id)
+    }
+
+    /// A request id without the ending that an engine gave it.
+    pub(crate) fn base_of(id: &str) -> &str {
+        match id.rsplit_once('-') {
+            Some((base, end)) if end.len() == 8 && end.bytes().all(|b| b.is_ascii_hexdigit()) => {
+                base
+            }
+            _ => id,
+        }
     }
 }
 

@@ -16,42 +16,80 @@ use crate::connector::wire::{self, Notification};
 /// half orders with the next step, or by how long the receive says that it has waited since: the producer had
 /// finished it no later than that. How long before nobody here knows: what a router holds back for long is
 /// read too late without a word to tell; see the room's documentation.
+///
+/// What was heard of before an engine was lost says nothing of one that has come back under the same id.
 #[derive(Default)]
 pub(super) struct Estimates {
-    until: HashMap<(String, String), Instant>,
+    known: HashMap<(String, String), Estimate>,
+    /// Engines that were lost or let go: when, and their agents by then.
+    lost: HashMap<String, (Instant, Vec<String>)>,
+}
+
+struct Estimate {
+    heard: Instant,
+    until: Instant,
 }
 
 impl Estimates {
     /// A request is heard of, perhaps for the first time; then so much of its lease is left.
     pub(super) fn heard(&mut self, engine_id: &str, id: &str, left: Duration, now: Instant) {
-        self.until
+        self.known
             .entry((engine_id.to_owned(), id.to_owned()))
-            .or_insert(now + left);
+            .or_insert(Estimate {
+                heard: now,
+                until: now + left,
+            });
     }
 
     pub(super) fn until(&self, engine_id: &str, id: &str) -> Option<Instant> {
         let key = (engine_id.to_owned(), id.to_owned());
-        self.until.get(&key).copied()
+        self.known.get(&key).map(|e| e.until)
     }
 
     /// A heartbeat was sent. A lease that is over is not brought back.
     fn extend(&mut self, engine_id: &str, ids: &[&String], by: Duration, now: Instant) {
         for id in ids {
             let key = (engine_id.to_owned(), (*id).clone());
-            if let Some(until) = self.until.get_mut(&key).filter(|until| **until > now) {
-                *until = (*until).max(now + by);
+            if let Some(known) = self.known.get_mut(&key).filter(|e| e.until > now) {
+                known.until = known.until.max(now + by);
             }
         }
     }
 
     pub(super) fn forget(&mut self, engine_id: &str, id: &str) {
-        self.until.remove(&(engine_id.to_owned(), id.to_owned()));
+        self.known.remove(&(engine_id.to_owned(), id.to_owned()));
+    }
+
+    /// An engine is lost, or let go. The first time counts, until hands have been shaken again.
+    pub(super) fn lost(&mut self, link: &Link, now: Instant) {
+        let agents = || link.ranks.iter().map(|r| r.agent.clone()).collect();
+        let engine_id = link.address.engine_id.clone();
+        self.lost
+            .entry(engine_id)
+            .or_insert_with(|| (now, agents()));
+    }
+
+    /// Hands have been shaken. If the engine has other agents than when it was lost it is another one,
+    /// which has never kept what was heard of before.
+    pub(super) fn linked(&mut self, link: &Link) {
+        let Some((at, before)) = self.lost.remove(&link.address.engine_id) else {
+            return;
+        };
+        if link.ranks.iter().map(|r| &r.agent).eq(&before) {
+            return;
+        }
+        for ((engine_id, _), known) in &mut self.known {
+            if *engine_id == link.address.engine_id && known.heard < at {
+                known.until = known.heard;
+            }
+        }
     }
 
     /// Forgets what has been over for so long: longer than any router repeats a request, since one that is
     /// forgotten and named again would look new.
     pub(super) fn prune(&mut self, age: Duration, now: Instant) {
-        self.until.retain(|_, until| *until + age > now);
+        self.known.retain(|_, known| known.until + age > now);
+        self.lost.retain(|_, (at, _)| *at + age > now);
     }
 }
 

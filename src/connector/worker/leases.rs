@@ -167,6 +167,11 @@ impl Leases {
         self.held.len()
     }
 
+    /// Whether a request is kept.
+    pub(super) fn is_held(&self, request_id: &str) -> bool {
+        self.held.contains_key(request_id)
+    }
+
     /// Requests for which a read-done may come.
     pub(super) fn known(&self) -> usize {
         self.held.len() + self.batch.len()
@@ -245,6 +250,10 @@ impl Leases {
         readers.seen = readers.seen.saturating_add(1);
         readers.wanted = readers.wanted.max(wanted);
         if readers.seen < readers.wanted {
+            return ReadDone::Counted;
+        }
+        // Whoever says so: this rank itself is not through with the blocks.
+        if self.held.get(request_id).is_some_and(|held| held.busy) {
             return ReadDone::Counted;
         }
         if !held {

@@ -30,10 +30,11 @@
 //! # In files
 //!
 //! `thread` is the loop, `receive` a receive's life, `submission` what the queue gets, `leases` what is
-//! kept, `heartbeat` what others are asked to keep, `push` and `written` the two sides of a producer that
-//! writes, `notify` messages, `peers` who is known, `handshake` how they become known, `link` what that
-//! gives, `stats` and `outbox` what comes out.
+//! kept, `heartbeat` what others are asked to keep, `push` (with `registrations`) and `written` the two
+//! sides of a producer that writes, `notify` messages, `peers` who is known, `handshake` how they become
+//! known, `link` what that gives, `stats` and `outbox` what comes out.
 
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -63,6 +64,7 @@ mod outbox;
 mod peers;
 mod push;
 mod receive;
+mod registrations;
 mod stats;
 mod submission;
 mod thread;
@@ -70,7 +72,7 @@ mod written;
 
 pub use options::WorkerOptions;
 pub use outbox::Results;
-pub use stats::RequestRecord;
+pub use stats::{RecordKind, RequestRecord};
 
 use handshake::{Context, Handshakes};
 use leases::{LeaseTable, Leases};
@@ -144,7 +146,7 @@ impl Worker {
         let table = Arc::new(LeaseTable::new(agent.clone())?);
         let shared = Arc::new(Shared {
             options: options.clone(),
-            outbox: Outbox::default(),
+            outbox: Outbox::new()?,
             stats: Stats::default(),
             state: StateCells::default(),
             nudged: AtomicBool::new(false),
@@ -192,12 +194,16 @@ impl Worker {
     /// Registers the KV cache: works out its regions, registers their memory with the agent. Once.
     ///
     /// # Errors
-    /// As [`geometry::local`] and [`Agent::register`]; `InvalidState` the second time.
+    /// As [`geometry::local`] and [`Agent::register`]; `InvalidState` the second time, and when the
+    /// worker is closed.
     pub fn register_kv(&self, cache: &KvCache) -> Result<()> {
         self.check_process()?;
         let _one_at_a_time = lock(&self.registering);
         if self.cache.get().is_some() {
             bail!(Status::InvalidState, "the KV cache is registered already");
+        }
+        if lock(&self.thread).is_none() {
+            bail!(Status::InvalidState, "the worker is closed");
         }
         let options = &self.shared.options;
         let local = geometry::local(cache, options.parallel)?;
@@ -280,6 +286,12 @@ impl Worker {
         self.shared.outbox.wait(limit)
     }
 
+    /// A descriptor that is readable while there is something to poll. It belongs to the worker: do not
+    /// read or close it.
+    pub fn event_fd(&self) -> RawFd {
+        self.shared.outbox.fd()
+    }
+
     /// Figures since the last call, as a JSON object of lists by vLLM's names; `{}` if there are none.
     pub fn take_stats(&self) -> String {
         self.shared.stats.take_json()
@@ -312,7 +324,8 @@ impl Worker {
     /// forgotten, leases end, memory is deregistered. Bounded, and harmless when repeated.
     ///
     /// # Errors
-    /// `Timeout` if bytes were still moving at the end of that: as [`Queue::close`].
+    /// `Timeout` if bytes were still moving at the end of that: as [`Queue::close`]. Peers and memory
+    /// then stay known to the agent, until it has ended.
     pub fn close(&self, drain: Duration) -> Result<()> {
         if std::process::id() != self.owner {
             return Ok(());
@@ -325,8 +338,13 @@ impl Worker {
             Ok(result) => result,
             Err(_) => bail!(Status::Internal, "the worker's thread panicked"),
         };
-        if let Some(cache) = self.cache.get() {
-            deregister(&self.agent, &cache.local.memory);
+        // After whoever is registering now: what is registered later than this is refused.
+        let _one_at_a_time = lock(&self.registering);
+        match self.cache.get() {
+            // Taking memory away from under the hardware is worse than leaving it.
+            _ if still_moving(&result) => {}
+            Some(cache) => deregister(&self.agent, &cache.local.memory),
+            None => {}
         }
         result
     }
@@ -341,6 +359,11 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Whether a queue was closed while bytes of it were moving.
+fn still_moving(closed: &Result<()>) -> bool {
+    matches!(closed, Err(e) if e.status() == Status::Timeout)
 }
 
 fn deregister(agent: &Agent, memory: &[geometry::Memory]) {

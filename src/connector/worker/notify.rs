@@ -51,7 +51,10 @@ impl Core {
         }
         match self.leases.read_done(request_id, count) {
             ReadDone::Counted => {}
-            ReadDone::Complete => self.shared.outbox.sent(request_id),
+            ReadDone::Complete => {
+                self.forget_push(request_id);
+                self.shared.outbox.sent(request_id);
+            }
             ReadDone::Unknown => {
                 self.shared.stats.count(Kind::LateNotifications);
                 if self.once.first(from, "late") {

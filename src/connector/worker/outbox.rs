@@ -1,11 +1,14 @@
 //! What the engine has to hear at its next step.
 
 use std::collections::HashSet;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, PoisonError};
 use std::time::Duration;
 
+use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::sync::lock;
 
 /// What became of requests since the last look. Each request is reported once.
@@ -33,16 +36,28 @@ impl Results {
 
 /// Reports are noted one by one and published together, after the counts of what there is
 /// ([`super::WorkerState`]): whoever has heard that a request is over does not find it counted.
-#[derive(Default)]
 pub(super) struct Outbox {
     noted: Mutex<Results>,
     inside: Mutex<Results>,
     filled: Condvar,
+    /// Readable exactly while there is something inside.
+    event: Event,
     /// Nothing more will be put in.
     ended: AtomicBool,
 }
 
 impl Outbox {
+    pub(super) fn new() -> Result<Self> {
+        Ok(Outbox {
+            noted: Mutex::default(),
+            inside: Mutex::default(),
+            filled: Condvar::new(),
+            event: Event::new()
+                .map_err(|e| Error::from_io("creating the worker's event descriptor", &e))?,
+            ended: AtomicBool::new(false),
+        })
+    }
+
     pub(super) fn sent(&self, request_id: &str) {
         lock(&self.noted).sent.push(request_id.to_owned());
     }
@@ -65,6 +80,9 @@ impl Outbox {
             return;
         }
         let mut inside = lock(&self.inside);
+        if inside.is_empty() {
+            self.event.set();
+        }
         inside.sent.extend(noted.sent);
         inside.received.extend(noted.received);
         inside.failed.extend(noted.failed);
@@ -74,7 +92,15 @@ impl Outbox {
     }
 
     pub(super) fn take(&self) -> Results {
-        std::mem::take(&mut lock(&self.inside))
+        let mut inside = lock(&self.inside);
+        if !inside.is_empty() {
+            self.event.clear();
+        }
+        std::mem::take(&mut inside)
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.event.as_raw_fd()
     }
 
     /// Says that nothing more will be put in, so that nobody waits for it.

@@ -36,8 +36,19 @@ enum State {
     Shaking { attempt: u64, waiting: Vec<Waiting> },
     /// Ready.
     Linked(Arc<Link>),
+    /// It has published anew: hands are shaken again when what moves over the old link is at rest.
+    Renewing(Renewing),
     /// Lost: fails fast. The link is kept while transfers are coming to rest.
     Lost(Option<Arc<Link>>),
+}
+
+struct Renewing {
+    link: Arc<Link>,
+    /// The peer was lost meanwhile: nothing more goes over the link.
+    lost: bool,
+    registration: u64,
+    waiting: Vec<Waiting>,
+    since: Instant,
 }
 
 struct Peer {
@@ -102,7 +113,27 @@ impl Peers {
                 return Wanted::Link(link.clone());
             }
             // It has registered its memory anew since.
+            State::Linked(link) if peer.running > 0 => {
+                peer.address = address.clone();
+                peer.state = State::Renewing(Renewing {
+                    link: link.clone(),
+                    lost: false,
+                    registration,
+                    waiting: waiting.into_iter().collect(),
+                    since: now,
+                });
+                return Wanted::Later(None);
+            }
             State::Linked(link) => peer.state = State::Lost(Some(link.clone())),
+            // A heartbeat goes out meanwhile: blocks are kept for those who wait.
+            State::Renewing(r) if waiting.is_none() && !r.lost => {
+                return Wanted::Link(r.link.clone());
+            }
+            State::Renewing(r) => {
+                r.registration = r.registration.max(registration);
+                r.waiting.extend(waiting);
+                return Wanted::Later(None);
+            }
             State::Shaking { waiting: list, .. } => {
                 list.extend(waiting);
                 return Wanted::Later(None);
@@ -149,8 +180,49 @@ impl Peers {
     pub(super) fn link(&self, key: &Key) -> Option<Arc<Link>> {
         match self.by_key.get(key).map(|p| &p.state) {
             Some(State::Linked(link)) => Some(link.clone()),
+            Some(State::Renewing(r)) if !r.lost => Some(r.link.clone()),
             _ => None,
         }
+    }
+
+    /// The handshake with a peer that has published anew, if nothing moves over the old link any more.
+    pub(super) fn renew(&mut self, key: &Key, unload: &mut Vec<Arc<Link>>) -> Option<Task> {
+        let peer = self.by_key.get_mut(key).filter(|p| p.running == 0)?;
+        let State::Renewing(r) = &mut peer.state else {
+            return None;
+        };
+        self.attempts += 1;
+        let task = Task {
+            key: key.clone(),
+            attempt: self.attempts,
+            address: peer.address.clone(),
+            registration: r.registration,
+        };
+        unload.push(r.link.clone());
+        peer.state = State::Shaking {
+            attempt: task.attempt,
+            waiting: std::mem::take(&mut r.waiting),
+        };
+        Some(task)
+    }
+
+    /// Those who have waited for longer than `limit` for transfers over an old link to come to rest. From
+    /// then on the peer counts as lost.
+    pub(super) fn waited_too_long(
+        &mut self,
+        limit: Duration,
+        now: Instant,
+    ) -> Vec<(Key, Vec<Waiting>)> {
+        let mut out = Vec::new();
+        for (key, peer) in &mut self.by_key {
+            if let State::Renewing(r) = &mut peer.state {
+                if now.saturating_duration_since(r.since) > limit {
+                    out.push((key.clone(), std::mem::take(&mut r.waiting)));
+                    peer.state = State::Lost(Some(r.link.clone()));
+                }
+            }
+        }
+        out
     }
 
     /// A handshake has ended well. Those who waited for it; `None` if nobody wants it any more.
@@ -228,10 +300,11 @@ impl Peers {
         let Some(peer) = self.by_key.get_mut(key) else {
             return;
         };
-        let State::Linked(link) = &peer.state else {
-            return;
-        };
-        peer.state = State::Lost(Some(link.clone()));
+        match &mut peer.state {
+            State::Linked(link) => peer.state = State::Lost(Some(link.clone())),
+            State::Renewing(r) if !r.lost => r.lost = true,
+            _ => return,
+        }
         // One that has been well for long enough begins anew.
         if now > peer.not_before + BACK_OFF.1 {
             peer.back_off = Duration::ZERO;
@@ -254,7 +327,8 @@ impl Peers {
     ) -> Vec<Arc<Link>> {
         let mut unload = Vec::new();
         self.by_key.retain(|key, peer| {
-            if peer.running > 0 || matches!(peer.state, State::Shaking { .. }) {
+            if peer.running > 0 || matches!(peer.state, State::Shaking { .. } | State::Renewing(_))
+            {
                 return true;
             }
             let idle = now.saturating_duration_since(peer.last_active);
@@ -283,8 +357,13 @@ impl Peers {
         peers
             .filter_map(|(_, peer)| match peer.state {
                 State::Linked(link) | State::Lost(Some(link)) => Some(link),
+                State::Renewing(r) => Some(r.link),
                 _ => None,
             })
             .collect()
     }
 }
+
+#[cfg(test)]
+#[path = "peers_test.rs"]
+mod tests;

@@ -1,24 +1,23 @@
 //! Push, the producer's side: finished requests meet the registrations of their consumers, in either
 //! order, and are written to them.
 
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
 
 use super::leases::Expired;
 use super::link::{Link, Purpose};
 use super::peers::{Key, Waiting, Wanted};
-use super::stats::Kind;
+use super::registrations::Registrations;
+use super::stats::{Kind, RecordKind, RequestRecord, Times};
 use super::submission;
 use super::thread::Core;
+use crate::clock::monotonic_ns;
 use crate::connector::step::Push;
 use crate::connector::wire::{Notification, PushRegistration};
 use crate::connector::{Mode, PeerAddress, check_ranks};
 use crate::error::{Error, Result, Status};
 use crate::plan::PeerRole;
-use crate::queue::{Completion, Submission, Ticket};
-
-/// Most registrations that wait for their request.
-const MAX_REGISTRATIONS: usize = 65_536;
+use crate::queue::{Completion, Record, Submission, Ticket};
 
 /// A finished request.
 struct Pushing {
@@ -26,6 +25,7 @@ struct Pushing {
     /// Where it goes, once that is known.
     to: Option<PushRegistration>,
     ticket: Option<Ticket>,
+    times: Times,
 }
 
 /// All pushes.
@@ -33,8 +33,10 @@ struct Pushing {
 pub(super) struct Pushes {
     by_id: HashMap<String, Pushing>,
     by_ticket: HashMap<Ticket, String>,
-    /// Consumers whose request is not finished, with when they came.
-    registrations: HashMap<String, (PushRegistration, Instant)>,
+    /// Those whose consumer is not known, by their id without its ending.
+    alone: HashMap<String, HashSet<String>>,
+    /// Consumers whose request is not finished.
+    pub registrations: Registrations,
     backlog: Vec<String>,
 }
 
@@ -55,31 +57,46 @@ impl Pushes {
         self.by_id.get(id).is_some_and(waits)
     }
 
-    pub(super) fn forget_older_than(&mut self, age: Duration, now: Instant) {
-        self.registrations
-            .retain(|_, (_, since)| now.saturating_duration_since(*since) < age);
-    }
-
-    fn matching_registration(&mut self, request_id: &str) -> Option<PushRegistration> {
-        let key = match self.registrations.contains_key(request_id) {
-            true => request_id.to_owned(),
-            false => {
-                let mut all = self.registrations.iter();
-                all.find(|(_, (r, _))| r.is_for(request_id))?.0.clone()
-            }
-        };
-        self.registrations.remove(&key).map(|(r, _)| r)
-    }
-
-    fn matching_request(&self, registration: &PushRegistration) -> Option<String> {
-        let waits = |p: &Pushing| p.to.is_none();
-        let exact = self.by_id.get(&registration.request_id);
-        if exact.is_some_and(waits) {
-            return Some(registration.request_id.clone());
+    fn insert(&mut self, what: Push, to: Option<PushRegistration>) {
+        let id = what.request_id.clone();
+        self.remove(&id);
+        if to.is_none() {
+            let base = PushRegistration::base_of(&id).to_owned();
+            self.alone.entry(base).or_default().insert(id.clone());
         }
-        let mut all = self.by_id.iter();
-        all.find(|(id, p)| waits(p) && registration.is_for(id))
-            .map(|(id, _)| id.clone())
+        let pushing = Pushing {
+            what,
+            to,
+            ticket: None,
+            times: Times::now(),
+        };
+        self.by_id.insert(id, pushing);
+    }
+
+    fn remove(&mut self, id: &str) -> Option<Pushing> {
+        let removed = self.by_id.remove(id)?;
+        self.not_alone(id);
+        Some(removed)
+    }
+
+    fn not_alone(&mut self, id: &str) {
+        let base = PushRegistration::base_of(id);
+        if let Some(ids) = self.alone.get_mut(base) {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.alone.remove(base);
+            }
+        }
+    }
+
+    /// Gives a registration to a request that waits for one: its id.
+    fn matched(&mut self, registration: &PushRegistration) -> Option<String> {
+        let ids = self.alone.get(registration.base())?;
+        let exact = ids.get(&registration.request_id);
+        let id = exact.or_else(|| ids.iter().next())?.clone();
+        self.not_alone(&id);
+        self.by_id.get_mut(&id)?.to = Some(registration.clone());
+        Some(id)
     }
 }
 
@@ -87,16 +104,13 @@ impl Core {
     /// A request is finished; it goes out when its consumer is known.
     pub(super) fn push(&mut self, what: Push) {
         let id = what.request_id.clone();
-        let to = self.pushes.matching_registration(&id);
+        if !self.leases.is_held(&id) {
+            log::debug!("request \"{id}\" is over already; it is not written");
+            return;
+        }
+        let to = self.pushes.registrations.take(&id, Instant::now());
         let matched = to.is_some();
-        self.pushes.by_id.insert(
-            id.clone(),
-            Pushing {
-                what,
-                to,
-                ticket: None,
-            },
-        );
+        self.pushes.insert(what, to);
         if matched {
             self.resume_push(&id);
         }
@@ -116,17 +130,26 @@ impl Core {
             }
             return;
         }
-        if let Some(id) = self.pushes.matching_request(&registration) {
-            if let Some(p) = self.pushes.by_id.get_mut(&id) {
-                p.to = Some(registration);
+        let now = Instant::now();
+        let pushes = &mut self.pushes;
+        if pushes.registrations.is_repeated(from, &registration) {
+            return;
+        }
+        if let Some(id) = pushes.matched(&registration) {
+            pushes.registrations.matched(from, &registration, now);
+            return self.resume_push(&id);
+        }
+        let id = registration.request_id.clone();
+        if let Err(full) = pushes.registrations.keep(from, registration, now) {
+            if self.once.first(from, "too many registrations") {
+                log::warn!(
+                    "agent \"{from}\" registers \"{id}\" for a push: there is no room, {} registrations of \
+                     {} bytes wait for their requests; it is dropped, as are others like it, and its \
+                     consumer will give up",
+                    full.count,
+                    full.bytes
+                );
             }
-            self.resume_push(&id);
-        } else if self.pushes.registrations.len() < MAX_REGISTRATIONS {
-            let id = registration.request_id.clone();
-            let entry = (registration, Instant::now());
-            self.pushes.registrations.insert(id, entry);
-        } else if self.once.first(from, "too many registrations") {
-            log::warn!("{MAX_REGISTRATIONS} push registrations wait for their requests");
         }
     }
 
@@ -158,6 +181,9 @@ impl Core {
         let Some(to) = &p.to else {
             return Ok(());
         };
+        if p.ticket.is_some() {
+            return Ok(());
+        }
         if !self.leases.seize(id) {
             return Err(Error::new(Status::Expired, "the lease is over"));
         }
@@ -168,6 +194,7 @@ impl Core {
                 self.pushes.by_ticket.insert(ticket, id.to_owned());
                 if let Some(p) = self.pushes.by_id.get_mut(id) {
                     p.ticket = Some(ticket);
+                    p.times.queued_ns = monotonic_ns();
                 }
                 Ok(())
             }
@@ -204,7 +231,10 @@ impl Core {
         };
         self.leases.release(&id);
         let now = Instant::now();
-        let to = self.pushes.by_id.remove(&id).and_then(|p| p.to);
+        let push = self.pushes.remove(&id);
+        push.iter()
+            .for_each(|p| self.record(p, &done.result, &done.record));
+        let to = push.and_then(|p| p.to);
         let key = to.as_ref().map(key_of);
         let link = key.as_ref().and_then(|key| self.peers.link(key));
         key.iter().for_each(|key| self.peers.end(key, now));
@@ -230,6 +260,7 @@ impl Core {
                 }
             }
         }
+        key.iter().for_each(|key| self.renew(key));
         for id in std::mem::take(&mut self.pushes.backlog) {
             self.resume_push(&id);
         }
@@ -255,9 +286,23 @@ impl Core {
 
     /// A push will not be: its lease frees the blocks.
     pub(super) fn drop_push(&mut self, id: &str, e: &Error) {
-        if self.pushes.by_id.remove(id).is_some() {
+        if let Some(push) = self.pushes.remove(id) {
             log::warn!("request \"{id}\" is not written: {e}; its lease frees it");
+            self.record(&push, &Err(e.clone()), &Record::default());
         }
+    }
+
+    fn record(&self, push: &Pushing, result: &Result<()>, record: &Record) {
+        let to = push.to.as_ref();
+        let engine_id = to.map_or("", |to| &to.decode_engine_id[..]);
+        let names = (&push.what.request_id[..], engine_id);
+        let ended = RequestRecord::of(RecordKind::Push, names, push.times, result, record);
+        self.shared.stats.record(ended);
+    }
+
+    /// Somebody else has ended the lease: nothing is written any more.
+    pub(super) fn forget_push(&mut self, id: &str) {
+        self.pushes.remove(id);
     }
 
     /// The time of a lease has come.
@@ -271,7 +316,7 @@ impl Core {
             }
             return;
         }
-        self.pushes.by_id.remove(id);
+        self.pushes.remove(id);
         self.shared.stats.count(Kind::Expired);
         log::warn!(
             "the lease of request \"{id}\" has ended; {} readers were through before",

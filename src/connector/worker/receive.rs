@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::link::{Link, Purpose};
 use super::peers::{Key, Waiting, Wanted};
-use super::stats::{Kind, RequestRecord};
+use super::stats::{Kind, RecordKind, RequestRecord, Times};
 use super::submission;
 use super::thread::Core;
 use crate::clock::monotonic_ns;
@@ -45,8 +45,7 @@ pub(super) struct Receiving {
     pub stage: Stage,
     pub link: Option<Arc<Link>>,
     canceled: bool,
-    arrived_ns: u64,
-    queued_ns: u64,
+    times: Times,
 }
 
 impl Receiving {
@@ -56,8 +55,7 @@ impl Receiving {
             stage: Stage::Arrived,
             link: None,
             canceled: false,
-            arrived_ns: monotonic_ns(),
-            queued_ns: 0,
+            times: Times::now(),
         }
     }
 
@@ -223,7 +221,7 @@ impl Core {
                 self.receives.by_ticket.insert(ticket, id.to_owned());
                 if let Some(r) = self.receives.by_id.get_mut(id) {
                     r.stage = Stage::Moving(ticket);
-                    r.queued_ns = monotonic_ns();
+                    r.times.queued_ns = monotonic_ns();
                 }
                 Ok(())
             }
@@ -294,6 +292,8 @@ impl Core {
         let now = Instant::now();
         self.peers.end(&key, now);
         let remote_id = r.what.remote_request_id.clone();
+        // The queue tells the producer when all bytes are in, whatever is thought of them here.
+        let told = done.result.is_ok();
         let result = match (&link, done.result) {
             (Some(link), Ok(())) => self.check_expiry(&r.what, link, now, 0.0),
             (_, other) => other,
@@ -303,12 +303,19 @@ impl Core {
         }
         if let (Some(link), Err(e)) = (&link, &result) {
             if self.is_lost(link, e) {
-                self.peers.lost(&key, now);
-            } else if canceled {
+                self.lose(&key, link, now);
+            } else if canceled && !told {
                 self.tell_done(link, &remote_id);
             }
         }
+        self.renew(&key);
         self.finish(&id, result, &done.record);
+    }
+
+    /// A peer is gone.
+    pub(super) fn lose(&mut self, key: &Key, link: &Link, now: Instant) {
+        self.estimates.lost(link, now);
+        self.peers.lost(key, now);
     }
 
     /// Whether a failure means that hands have to be shaken again.
@@ -364,7 +371,10 @@ impl Core {
             self.estimates.forget(peer, &r.what.remote_request_id);
         }
         let shared = self.shared.clone();
-        shared.stats.record(record_of(&r, &result, record));
+        let names = (id, &peer[..]);
+        let kind = RecordKind::Receive;
+        let ended = RequestRecord::of(kind, names, r.times, &result, record);
+        shared.stats.record(ended);
         match &result {
             Ok(()) => {
                 if record.bytes > 0 {
@@ -435,29 +445,4 @@ pub(super) fn key_for(purpose: Purpose, engine_id: &str) -> Key {
 
 fn key_of(what: &Receive) -> Key {
     key_for(Purpose::Transfer, &what.peer.engine_id)
-}
-
-fn record_of(r: &Receiving, result: &Result<()>, record: &Record) -> RequestRecord {
-    let now = monotonic_ns().saturating_sub(r.arrived_ns).max(1);
-    // The queue counts from when it got the request.
-    let queued = r.queued_ns.saturating_sub(r.arrived_ns);
-    let since = |ns: u64| if ns == 0 { 0 } else { queued + ns };
-    RequestRecord {
-        request_id: r.what.request_id.clone(),
-        kind: "receive",
-        engine_id: r.what.peer.engine_id.clone(),
-        status: result
-            .as_ref()
-            .map_or_else(|e| e.status().name(), |()| "ok"),
-        message: result
-            .as_ref()
-            .map_or_else(|e| e.message().to_owned(), |()| String::new()),
-        arrived_ns: r.arrived_ns,
-        queued_ns: queued,
-        planned_ns: since(record.planned_ns),
-        posted_ns: since(record.posted_ns),
-        finished_ns: now,
-        bytes: record.bytes,
-        descriptors: record.descriptors,
-    }
 }

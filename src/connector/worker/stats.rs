@@ -5,6 +5,9 @@ use std::sync::Mutex;
 
 use serde_json::{Map, Value, json};
 
+use crate::clock::monotonic_ns;
+use crate::error::{Result, Status};
+use crate::queue;
 use crate::sync::lock;
 
 /// Records that are kept when nobody takes them.
@@ -39,17 +42,36 @@ const NAMES: [&str; 9] = [
     "num_notifications_after_expiry",
 ];
 
+/// What a record is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RecordKind {
+    /// A request that was received here.
+    Receive = 0,
+    /// A request that was written to another engine.
+    Push = 1,
+}
+
+impl RecordKind {
+    fn name(self) -> &'static str {
+        match self {
+            RecordKind::Receive => "receive",
+            RecordKind::Push => "push",
+        }
+    }
+}
+
 /// What became of one request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestRecord {
     /// This engine's id of the request.
     pub request_id: String,
-    /// `receive` or `push`.
-    pub kind: &'static str,
-    /// The other engine.
+    /// Which way it went.
+    pub kind: RecordKind,
+    /// The other engine; empty if it was never known.
     pub engine_id: String,
-    /// `ok`, or the name of a status.
-    pub status: &'static str,
+    /// How it ended.
+    pub status: Status,
     /// What went wrong.
     pub message: String,
     /// When the worker heard of it, in nanoseconds of the monotonic clock. The other times count from
@@ -69,13 +91,61 @@ pub struct RequestRecord {
     pub descriptors: u64,
 }
 
+/// When a request came, and when it went to the queue, in nanoseconds of the monotonic clock; 0 is "not
+/// yet".
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    pub arrived_ns: u64,
+    pub queued_ns: u64,
+}
+
+impl Times {
+    pub(super) fn now() -> Self {
+        Times {
+            arrived_ns: monotonic_ns(),
+            queued_ns: 0,
+        }
+    }
+}
+
 impl RequestRecord {
+    /// Of a request that is over now. `record` is what the queue says of it.
+    pub(super) fn of(
+        kind: RecordKind,
+        (request_id, engine_id): (&str, &str),
+        times: Times,
+        result: &Result<()>,
+        record: &queue::Record,
+    ) -> Self {
+        // The queue counts from when it got the request.
+        let queued_ns = times.queued_ns.saturating_sub(times.arrived_ns);
+        let since = |ns: u64| if ns == 0 { 0 } else { queued_ns + ns };
+        let (status, message) = match result {
+            Ok(()) => (Status::Ok, String::new()),
+            Err(e) => (e.status(), e.message().to_owned()),
+        };
+        RequestRecord {
+            request_id: request_id.to_owned(),
+            kind,
+            engine_id: engine_id.to_owned(),
+            status,
+            message,
+            arrived_ns: times.arrived_ns,
+            queued_ns,
+            planned_ns: since(record.planned_ns),
+            posted_ns: since(record.posted_ns),
+            finished_ns: monotonic_ns().saturating_sub(times.arrived_ns).max(1),
+            bytes: record.bytes,
+            descriptors: record.descriptors,
+        }
+    }
+
     fn json(&self) -> Value {
         json!({
             "request_id": self.request_id,
-            "kind": self.kind,
+            "kind": self.kind.name(),
             "engine_id": self.engine_id,
-            "status": self.status,
+            "status": self.status.name(),
             "message": self.message,
             "arrived_ns": self.arrived_ns,
             "queued_ns": self.queued_ns,
@@ -114,7 +184,7 @@ impl Stats {
     }
 
     /// Figures of a transfer that went well.
-    pub(super) fn transfer(&self, record: &crate::queue::Record) {
+    pub(super) fn transfer(&self, record: &queue::Record) {
         let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e9;
         let posted = match record.posted_ns {
             0 => record.finished_ns,
@@ -175,6 +245,32 @@ pub(super) fn lines(records: &[RequestRecord]) -> String {
 mod tests {
     use super::*;
 
+    fn ended(result: &Result<()>) -> RequestRecord {
+        let times = Times {
+            arrived_ns: 1000,
+            queued_ns: 1200,
+        };
+        let record = queue::Record {
+            planned_ns: 30,
+            posted_ns: 0,
+            bytes: 7,
+            ..queue::Record::default()
+        };
+        RequestRecord::of(RecordKind::Push, ("r", "e"), times, result, &record)
+    }
+
+    #[test]
+    fn times_count_from_the_arrival() {
+        let r = ended(&Err(crate::error::Error::new(Status::Expired, "late")));
+        assert_eq!((r.arrived_ns, r.queued_ns), (1000, 200));
+        assert_eq!((r.planned_ns, r.posted_ns), (230, 0));
+        assert!(r.finished_ns > 0);
+        let shown: Value = serde_json::from_str(&lines(&[r])).unwrap();
+        assert_eq!(shown["kind"], "push");
+        assert_eq!(shown["status"], "expired");
+        assert_eq!(shown["message"], "late");
+    }
+
     #[test]
     fn names_stand_where_their_kinds_are() {
         let stats = Stats::default();
@@ -196,13 +292,13 @@ mod tests {
         let stats = Stats::default();
         for i in 0..MAX_RECORDS + 5 {
             stats.record(RequestRecord {
-                finished_ns: i as u64,
-                ..RequestRecord::default()
+                bytes: i as u64,
+                ..ended(&Ok(()))
             });
         }
         let records = stats.take_records();
         assert_eq!(records.len(), MAX_RECORDS);
-        assert_eq!(records[0].finished_ns, 5);
+        assert_eq!(records[0].bytes, 5);
         assert_eq!(lines(&records).lines().count(), MAX_RECORDS);
         (0..MAX_VALUES + 5).for_each(|_| stats.count(Kind::Expired));
         let taken: Value = serde_json::from_str(&stats.take_json()).unwrap();

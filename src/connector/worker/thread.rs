@@ -16,7 +16,7 @@ use super::peers::{Key, Peers, Waiting, Wanted};
 use super::push::Pushes;
 use super::receive::{Receives, not_let_go};
 use super::stats::Kind;
-use super::{Cache, Shared};
+use super::{Cache, Shared, still_moving};
 use crate::agent::Agent;
 use crate::connector::step::Step;
 use crate::connector::{Mode, PeerAddress};
@@ -50,6 +50,9 @@ const LOOKS: [Duration; 3] = [
 const REMEMBERED: Duration = Duration::from_secs(3600);
 /// How often it is looked for what is old.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// A time that every clock can count to.
+const LONGEST_DRAIN: Duration = Duration::from_secs(86_400);
 
 /// All of a worker's state.
 pub(super) struct Core {
@@ -202,17 +205,28 @@ impl Core {
         let wanted = self
             .peers
             .want(&key, address, registration, waiting, now, &mut unload);
-        unload.iter().for_each(|link| self.context.unload(link));
+        self.unload(&unload, now);
         if let Wanted::Later(Some(task)) = &wanted {
             self.handshakes.start(task.clone(), cache);
         }
         wanted
     }
 
+    /// Nothing moves with a peer any more: if it has published anew, now is the time to shake hands.
+    pub(super) fn renew(&mut self, key: &Key) {
+        let mut unload = Vec::new();
+        let task = self.peers.renew(key, &mut unload);
+        self.unload(&unload, Instant::now());
+        if let (Some(task), Some(cache)) = (task, self.cache.clone()) {
+            self.handshakes.start(task, cache);
+        }
+    }
+
     fn shaken(&mut self, task: &Task, result: Result<Link>) {
         let now = Instant::now();
         let (waiting, outcome) = match result {
             Ok(link) => {
+                self.estimates.linked(&link);
                 let link = Arc::new(link);
                 match self.peers.linked(task, link.clone(), now) {
                     Some(waiting) => (waiting, Ok(link)),
@@ -227,9 +241,13 @@ impl Core {
                 (self.peers.failed(task, now), Err(e))
             }
         };
+        self.tell(&task.key, waiting, &outcome);
+    }
+
+    /// Those who have waited for this peer go on, or fail.
+    fn tell(&mut self, key: &Key, waiting: Vec<Waiting>, outcome: &Result<Arc<Link>>) {
         for waiter in waiting {
             // Its id may have come to name another request meanwhile.
-            let key = &task.key;
             let stale = match &waiter {
                 Waiting::Receive(id) => !self.receives.waits_for(id, key),
                 Waiting::Push(id) => !self.pushes.waits_for(id, key),
@@ -238,7 +256,7 @@ impl Core {
             if stale {
                 continue;
             }
-            self.safely("a request that waited", |core| match (&waiter, &outcome) {
+            self.safely("a request that waited", |core| match (&waiter, outcome) {
                 (Waiting::Receive(id), Ok(_)) => core.resume(id),
                 (Waiting::Receive(id), Err(e)) => core.fail(id, e.clone()),
                 (Waiting::Push(id), Ok(_)) => core.resume_push(id),
@@ -268,16 +286,29 @@ impl Core {
         }
         self.swept = now;
         self.give_up_receives(now);
+        let limit = self.shared.options.transfer_timeout;
+        let why = "the peer has published anew, and transfers with it do not come to rest";
+        for (key, waiting) in self.peers.waited_too_long(limit, now) {
+            self.tell(&key, waiting, &Err(Error::new(Status::PeerLost, why)));
+        }
         self.estimates.prune(REMEMBERED, now);
         // Sooner than the consumer does, so that nothing is written to where it no longer waits.
         let patience = self.shared.options.registration_timeout * 3 / 4;
-        self.pushes.forget_older_than(patience, now);
+        self.pushes.registrations.forget_older_than(patience, now);
         let busy = self.receives.engines();
         let ttl = self.shared.options.engine_ttl;
         let unload = self
             .peers
             .evict(ttl, |key| busy.contains(&key.engine_id), now);
-        unload.iter().for_each(|link| self.context.unload(link));
+        self.unload(&unload, now);
+    }
+
+    /// Links that nothing uses any more.
+    fn unload(&mut self, links: &[Arc<Link>], now: Instant) {
+        for link in links {
+            self.estimates.lost(link, now);
+            self.context.unload(link);
+        }
     }
 
     /// Shows what there is, and then what has become of requests.
@@ -305,10 +336,10 @@ impl Core {
             }
         }
         let (inbox, context) = (self.inbox.clone(), self.context.clone());
-        let patience = drain.max(Duration::from_millis(100));
+        let until = Instant::now() + drain.max(Duration::from_millis(100)).min(LONGEST_DRAIN);
         // A handshake that is slower than that unloads what it has loaded, when it ends.
         while self.handshakes.running() > 0 {
-            match inbox.recv_timeout(patience) {
+            match inbox.recv_deadline(until) {
                 Ok(Input::Shaken(_, result)) => {
                     self.handshakes.over();
                     result.iter().for_each(|link| context.unload(link));
@@ -318,8 +349,9 @@ impl Core {
             }
         }
         self.leases.end();
-        for link in self.peers.drain() {
-            self.context.unload(&link);
+        let links = self.peers.drain();
+        if !still_moving(&closed) {
+            links.iter().for_each(|link| self.context.unload(link));
         }
         self.publish();
         closed

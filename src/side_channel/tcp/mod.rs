@@ -31,8 +31,8 @@
 //!
 //! A newcomer takes the place of the client that was sent its whole message longest ago and only
 //! lingers, else of the slowest, by a rule that leaves each client 250 ms. The rate is bytes per
-//! second, not counting the first 50 ms: the sockets' buffers take those bytes whether the client
-//! reads or not. Metadata of usual size fits the socket's buffer whole, so that no client is ever cut
+//! second, not counting the first 50 ms and what comes before the client has to be waited for: the
+//! sockets' buffers take those bytes whether the client reads or not. Metadata of usual size fits the socket's buffer whole, so that no client is ever cut
 //! short.
 
 use std::mem;

@@ -15,8 +15,9 @@ const DISCARD_BUDGET: usize = 64 << 10;
 /// A client that sends more than this is cut off.
 const DISCARD_LIMIT: usize = 1 << 20;
 
-/// What a client takes in this time says nothing about its rate: the sockets' buffers take it,
-/// whether the client reads or not.
+/// What a client takes in this time, and until its sockets' buffers are full, says nothing about its
+/// rate: the buffers take it, whether the client reads or not. Time alone would not do: a listener that
+/// gets no processor in it fills them later.
 const SETTLE: Duration = Duration::from_millis(50);
 
 /// Hands every client the message of the moment.
@@ -35,7 +36,7 @@ impl server::Protocol for Protocol {
             stream,
             message: lock(&self.message).clone(),
             sent: 0,
-            settled: 0,
+            settled: None,
             discarded: 0,
             since: now,
             deadline: now + self.timeout,
@@ -47,8 +48,9 @@ pub(super) struct Client {
     stream: TcpStream,
     message: Arc<Vec<u8>>,
     sent: usize,
-    /// What had been sent at [`SETTLE`].
-    settled: usize,
+    /// What had been sent, and when, as the client last had to be waited for within [`SETTLE`], or first
+    /// after it.
+    settled: Option<(usize, Instant)>,
     discarded: usize,
     since: Instant,
     deadline: Instant,
@@ -68,14 +70,20 @@ impl Client {
                 Ok(0) => return false,
                 Ok(n) => self.sent += n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    self.settle();
+                    break;
+                }
                 Err(_) => return false,
             }
         }
-        if self.since.elapsed() < SETTLE {
-            self.settled = self.sent;
-        }
         true
+    }
+
+    fn settle(&mut self) {
+        if self.settled.is_none() || self.since.elapsed() < SETTLE {
+            self.settled = Some((self.sent, Instant::now()));
+        }
     }
 
     /// Throws away what the client has sent; see the protocol for why.
@@ -139,10 +147,11 @@ impl server::Client for Client {
         self.is_sent()
     }
 
-    /// Since [`SETTLE`].
+    /// Of a client that has not been waited for yet, since it came.
     fn rate(&self, now: Instant) -> f64 {
-        let time = now.saturating_duration_since(self.since + SETTLE);
-        (self.sent - self.settled) as f64 / time.as_secs_f64()
+        let (sent, since) = self.settled.unwrap_or((0, self.since));
+        let time = now.saturating_duration_since(since);
+        (self.sent - sent) as f64 / time.as_secs_f64().max(1e-3)
     }
 
     fn will_be_late(&self, now: Instant) -> bool {
@@ -157,5 +166,48 @@ impl Drop for Client {
         // Ends the connection even where a forked child holds a copy of the descriptor. It fails
         // when the client has gone already.
         let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::server::Client as _;
+    use super::*;
+
+    /// The listener gets no processor for a second after a client has come, and only then fills the
+    /// sockets' buffers: a client that does not read has no rate all the same.
+    #[test]
+    fn a_silent_client_has_no_rate_however_late_it_is_served() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let age = Duration::from_secs(1);
+        let mut client = Client {
+            stream,
+            message: Arc::new(vec![7; 64 << 20]),
+            sent: 0,
+            settled: None,
+            discarded: 0,
+            since: Instant::now() - age,
+            deadline: Instant::now() + Duration::from_secs(60),
+        };
+        while client.settled.is_none() {
+            assert!(client.advance());
+        }
+        assert!(client.sent > 0 && !client.is_sent());
+        let now = Instant::now() + age;
+        assert_eq!(client.rate(now), 0.0);
+        assert!(client.will_be_late(now));
+        // One that reads has one.
+        let full = client.sent;
+        let mut got = vec![0; full];
+        { &silent }.read_exact(&mut got).unwrap();
+        while client.sent == full {
+            assert!(client.advance());
+        }
+        assert!(client.rate(Instant::now() + age) > 0.0);
     }
 }

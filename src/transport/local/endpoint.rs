@@ -16,9 +16,10 @@ use super::peer::{Caller, Link, Peer, Reach};
 use super::ranges::{RangeSet, Span};
 use super::registry::Registry;
 use super::service::{Service, State};
-use super::socket::{self, Bell};
+use super::socket;
 use super::transfer::{Copy, List, Speed};
 use crate::error::{Error, Result, Status, bail};
+use crate::event::Event;
 use crate::mapped::{Access, Mapped};
 use crate::memory::{MemDesc, MemKind, RegDesc};
 use crate::sync::lock;
@@ -69,7 +70,7 @@ impl Endpoint {
         let threaded = options.progress != Progress::Caller;
         let failed =
             |e: std::io::Error| Error::from_io(format!("creating agent \"{}\"", options.name), &e);
-        let bell = Arc::new(Bell::new().map_err(failed)?);
+        let bell = Arc::new(Event::new().map_err(failed)?);
         let presence = Arc::new(Presence {
             name: options.name.clone(),
             instance: random_token()?,
@@ -261,14 +262,14 @@ impl Core {
             meanwhile: &meanwhile,
         })?;
         if made.1 {
-            self.state.bell.ring();
+            self.state.bell.set();
         }
         Ok(made)
     }
 
     pub fn send(&self, peer: &Peer, link: Option<&Link>, payload: &[u8]) -> Result<()> {
         if peer.send(link, &self.state.presence.name, payload)? {
-            self.state.bell.ring();
+            self.state.bell.set();
         }
         Ok(())
     }
@@ -292,7 +293,7 @@ impl Core {
             .registry
             .close(Error::new(Status::PeerLost, why), deadline);
         presence.inbox.close();
-        self.state.bell.ring();
+        self.state.bell.set();
         if let Some(thread) = lock(&self.thread).take() {
             // It never blocks but in poll, which the bell ends.
             let _ = thread.join();
@@ -619,7 +620,7 @@ impl Transport for Endpoint {
         let (messages, was_full) = state.presence.inbox.take();
         if was_full {
             // Senders were held up; the service should listen to them again.
-            state.bell.ring();
+            state.bell.set();
         }
         Ok(messages)
     }

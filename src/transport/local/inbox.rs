@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use super::socket::Bell;
 use crate::error::{Result, Status, bail};
+use crate::event::Event;
 use crate::sync::lock;
 use crate::transport::Notification;
 
@@ -24,7 +24,7 @@ pub(super) struct Inbox {
     /// Told when the inbox was emptied or closed.
     emptied: Condvar,
     /// Rung when something arrives, for an agent that sleeps in poll(2) and not on `arrived`.
-    bell: Option<Arc<Bell>>,
+    bell: Option<Arc<Event>>,
 }
 
 #[derive(Default)]
@@ -41,7 +41,7 @@ impl Inner {
 }
 
 impl Inbox {
-    pub fn new(bell: Option<Arc<Bell>>) -> Inbox {
+    pub fn new(bell: Option<Arc<Event>>) -> Inbox {
         Inbox {
             inner: Mutex::default(),
             arrived: Condvar::new(),
@@ -97,7 +97,7 @@ impl Inbox {
         inner.queue.push_back(message);
         self.arrived.notify_all();
         if let Some(bell) = &self.bell {
-            bell.ring();
+            bell.set();
         }
     }
 

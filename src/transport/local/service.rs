@@ -19,8 +19,9 @@ use super::frame::{Frame, MAX_FRAME, MAX_HANDSHAKE, first};
 use super::host::{HostId, Presence, Process};
 use super::metadata::VERSION;
 use super::peer::{Link, Peer};
-use super::socket::{self, Bell, Credentials, poll, watch};
+use super::socket::{self, Credentials, poll, watch};
 use crate::error::Status;
+use crate::event::Event;
 use crate::sync::lock;
 use crate::transport::Notification;
 
@@ -43,7 +44,7 @@ pub(super) struct State {
     pub own: Arc<Peer>,
     pub peers: Mutex<HashMap<String, Arc<Peer>>>,
     /// Rung when the service should look around.
-    pub bell: Arc<Bell>,
+    pub bell: Arc<Event>,
     pub closed: AtomicBool,
     /// The process that made the agent.
     pub process: u32,
@@ -150,7 +151,7 @@ impl Service {
         }
         let ready = |i: usize| fds[i].revents;
         if ready(0) != 0 {
-            state.bell.silence();
+            state.bell.clear();
         }
         let (callers, of_links) = (2..2 + self.callers.len(), 2 + self.callers.len());
         for (i, (peer, link)) in links.iter().enumerate() {

@@ -254,40 +254,6 @@ pub(super) fn poll(fds: &mut [libc::pollfd], limit: Option<Duration>) -> io::Res
     }
 }
 
-/// Wakes a thread that sleeps in [`poll`].
-pub(super) struct Bell {
-    fd: OwnedFd,
-}
-
-impl Bell {
-    pub fn new() -> io::Result<Bell> {
-        // SAFETY: eventfd takes integers only.
-        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-        // SAFETY: `fd` is fresh from the kernel and owned by nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Bell { fd })
-    }
-
-    pub fn ring(&self) {
-        let one = 1u64;
-        // SAFETY: eight bytes are read from a live u64. It fails only when the count is at its
-        // maximum, and then the bell is ringing anyway.
-        unsafe { libc::write(self.fd.as_raw_fd(), (&raw const one).cast(), 8) };
-    }
-
-    pub fn silence(&self) {
-        let mut count = 0u64;
-        // SAFETY: eight bytes are written to a live u64. It fails only when the bell is silent.
-        unsafe { libc::read(self.fd.as_raw_fd(), (&raw mut count).cast(), 8) };
-    }
-}
-
-impl AsRawFd for Bell {
-    fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
-    }
-}
-
 fn check(rc: libc::c_int) -> io::Result<libc::c_int> {
     if rc < 0 {
         return Err(io::Error::last_os_error());

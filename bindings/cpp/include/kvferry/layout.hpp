@@ -139,6 +139,16 @@ result<std::string> describe(kvf_status (*function)(H, std::uint32_t, kvf_buffer
   return to_string(b);
 }
 
+inline kvf_group c_group(const group& from) noexcept {
+  kvf_group to{};
+  to.kind = static_cast<std::uint32_t>(from.kind);
+  to.tokens_per_block = from.tokens_per_block;
+  to.kernel_blocks = from.kernel_blocks;
+  to.window = from.window;
+  to.format = from.format;
+  return to;
+}
+
 // What the three kinds of layers have in common, in a struct of C.
 template <class C, class Layers>
 C c_layers(const Layers& from) {
@@ -218,14 +228,7 @@ class layout_builder {
 
   // The next block table. The order is that in which block ids are given, and layers refer to it.
   layout_builder& add(const group& g) {
-    kvf_group c{};
-    c.kind = static_cast<std::uint32_t>(g.kind);
-    c.tokens_per_block = g.tokens_per_block;
-    c.kernel_blocks = g.kernel_blocks;
-    c.window = g.window;
-    c.format = g.format;
-    groups_.push_back(c);
-    return *this;
+    return keep(groups_, detail::c_group(g));
   }
   layout_builder& add(dense_layers layers) { return keep(dense_, std::move(layers)); }
   layout_builder& add(latent_layers layers) { return keep(latent_, std::move(layers)); }

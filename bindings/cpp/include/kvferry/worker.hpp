@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kvferry/agent.hpp"
+#include "kvferry/kv_cache.hpp"
 #include "kvferry/queue.hpp"
 #include "kvferry/result.hpp"
 #include "kvferry/scheduler.hpp"
@@ -52,10 +53,49 @@ struct worker_results {
   bool empty() const noexcept { return sent.empty() && received.empty(); }
 };
 
+// Which way a request went.
+enum class record_kind : std::uint32_t {
+  receive = KVF_RECORD_RECEIVE,
+  push = KVF_RECORD_PUSH,
+};
+
+// What became of one request; see kvf_worker_record.
+struct worker_record {
+  std::string request_id;
+  std::string engine_id;
+  record_kind kind = record_kind::receive;
+  kvferry::status status = kvferry::status::ok;
+  std::string message;
+  std::uint64_t arrived_ns = 0;
+  std::uint64_t queued_ns = 0;
+  std::uint64_t planned_ns = 0;
+  std::uint64_t posted_ns = 0;
+  std::uint64_t finished_ns = 0;
+  std::uint64_t bytes = 0;
+  std::uint64_t descriptors = 0;
+};
+
 using worker_state = kvf_worker_state;
 
 namespace detail {
 inline void end_worker(kvf_worker worker) { (void)kvf_worker_destroy(worker, 0); }
+
+using worker_record_list = given<kvf_worker_record_list, kvf_worker_record_list_free>;
+
+inline worker_record record_of(const kvf_worker_record& r) {
+  return {r.request_id,
+          r.engine_id,
+          static_cast<record_kind>(r.kind),
+          static_cast<status>(r.status),
+          r.message,
+          r.arrived_ns,
+          r.queued_ns,
+          r.planned_ns,
+          r.posted_ns,
+          r.finished_ns,
+          r.bytes,
+          r.descriptors};
+}
 
 inline result<std::string> text_of(kvf_status status, kvf_buffer& taken) {
   if (status != KVF_OK) return last(status);
@@ -114,6 +154,12 @@ class worker {
   kvf_worker handle() const noexcept { return handle_.get(); }
 
   // Registers the rank's KV cache. Once, before anything else.
+  result<void> try_register_kv(const kv_cache& cache) {
+    const auto sound = detail::c_kv_cache::check(cache);
+    if (!sound) return sound.error();
+    return try_register_kv(*detail::c_kv_cache(cache).get());
+  }
+  // The same with the struct of C.
   result<void> try_register_kv(const kvf_kv_cache& cache) {
     return detail::done(kvf_worker_register_kv(handle(), &cache));
   }
@@ -155,12 +201,29 @@ class worker {
     if (s != KVF_OK) return detail::last(s);
     return ready != 0;
   }
+  // Readable while there is something to poll. Belongs to the worker: do not read or close it.
+  result<int> try_event_fd() const {
+    int fd = -1;
+    const kvf_status s = kvf_worker_event_fd(handle(), &fd);
+    if (s != KVF_OK) return detail::last(s);
+    return fd;
+  }
   // Figures since the last call as JSON: lists by the names of vLLM's statistics.
   result<std::string> try_take_stats() {
     kvf_buffer taken{nullptr, 0};
     return detail::text_of(kvf_worker_take_stats(handle(), &taken), taken);
   }
-  // Records of the requests that are over since the last call: JSON objects, one per line.
+  // Records of the requests that are over since the last call.
+  result<std::vector<worker_record>> try_take_record_list() {
+    detail::worker_record_list taken;
+    const kvf_status s = kvf_worker_take_record_list(handle(), &taken);
+    if (s != KVF_OK) return detail::last(s);
+    std::vector<worker_record> out;
+    out.reserve(taken.len);
+    for (std::size_t i = 0; i < taken.len; i++) out.push_back(detail::record_of(taken.items[i]));
+    return out;
+  }
+  // The same as JSON objects, one per line.
   result<std::string> try_take_records() {
     kvf_buffer taken{nullptr, 0};
     return detail::text_of(kvf_worker_take_records(handle(), &taken), taken);
@@ -181,12 +244,15 @@ class worker {
 #if KVFERRY_EXCEPTIONS
   worker(const agent& owner, const worker_options& options)
       : worker(try_create(owner, options).value()) {}
+  void register_kv(const kv_cache& cache) { try_register_kv(cache).value(); }
   void register_kv(const kvf_kv_cache& cache) { try_register_kv(cache).value(); }
   bytes payload() const { return try_payload().value(); }
   void step(byte_view bytes_of_step) { try_step(bytes_of_step).value(); }
   worker_results poll() { return try_poll().value(); }
   bool wait(std::chrono::milliseconds limit) { return try_wait(limit).value(); }
+  int event_fd() const { return try_event_fd().value(); }
   std::string take_stats() { return try_take_stats().value(); }
+  std::vector<worker_record> take_record_list() { return try_take_record_list().value(); }
   std::string take_records() { return try_take_records().value(); }
   worker_state state() const { return try_state().value(); }
   void close(std::chrono::milliseconds drain = {}) { try_close(drain).value(); }

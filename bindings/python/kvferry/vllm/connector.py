@@ -175,9 +175,8 @@ class KvFerryConnector(KVConnectorBase_V1, SupportsHMA):
         return self._worker.results()
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str], set[str]]:
-        """As vLLM called it before 0.32; failures are in the results only."""
-        results = self._worker.results()
-        return results.finished_sending, results.finished_recving
+        """As vLLM called it before 0.32, which takes failures from the blocks."""
+        return self._worker.finished()
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self._worker.failed_blocks()

@@ -72,6 +72,8 @@ class WorkerSide:
             )
         self._library: Worker | None = None
         self._failed_blocks: set[int] = set()
+        # Failed receives that nobody has been told of.
+        self._failed: set[str] = set()
         self._has_stats = False
 
     def register(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -116,16 +118,32 @@ class WorkerSide:
         results = self._library.poll()
         self._failed_blocks.update(results.failed_blocks)
         self._has_stats = results.has_stats
+        failed, self._failed = self._failed.union(results.failed), set()
         return KVConnectorTransferResults(
             finished_sending=set(results.sent),
-            finished_recving=set(results.received),
-            failed_recving=set(results.failed),
+            finished_recving=failed.union(results.received),
+            failed_recving=failed,
         )
+
+    def finished(self) -> tuple[set[str], set[str]]:
+        """What has been sent and received, for who cannot be told of failures otherwise than by blocks.
+
+        A failed receive whose blocks cannot be named is not reported here: it would be taken for a good
+        one. It waits for :meth:`results`.
+        """
+        results = self.results()
+        if not self._blocks_tell:
+            self._failed = results.failed_recving
+        return results.finished_sending, results.finished_recving - self._failed
 
     def failed_blocks(self) -> set[int]:
         """Blocks without their content. Only engines with one block table can be told."""
         failed, self._failed_blocks = self._failed_blocks, set()
-        return failed if len(self._cache.kv_cache_groups) == 1 else set()
+        return failed if self._blocks_tell else set()
+
+    @property
+    def _blocks_tell(self) -> bool:
+        return len(self._cache.kv_cache_groups) == 1
 
     def stats(self) -> NixlKVConnectorStats | None:
         if self._library is None or not self._has_stats:
