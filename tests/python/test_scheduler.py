@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import sys
 import time
 from array import array
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,12 +91,17 @@ def test_block_ids_of_every_kind(ids):
         assert end.params["remote_block_ids"] == [[5, 6, 70000]]
 
 
-def test_parameters_of_every_kind():
+@pytest.mark.parametrize("quick", [False, True])
+def test_parameters_of_every_kind(quick, monkeypatch):
+    # With msgspec in the process and without.
+    encode = pytest.importorskip("msgspec").json.encode if quick else None
+    loaded = SimpleNamespace(json=SimpleNamespace(encode=encode)) if quick else None
+    monkeypatch.setitem(sys.modules, "msgspec", loaded)
     usable = [
         FROM_PRODUCER, json.dumps(FROM_PRODUCER), json.dumps(FROM_PRODUCER).encode(),
         FROM_PRODUCER | {"remote_block_ids": [np.arange(3)]}, FROM_PRODUCER | {"else": object()},
     ]
-    local = [None, {}, FROM_PRODUCER | {"remote_host": None}, FROM_PRODUCER | {"tp_size": float("nan")},
+    local = [None, {}, FROM_PRODUCER | {"remote_host": None}, FROM_PRODUCER | {"tp_size": 1.5},
              FROM_PRODUCER | {"remote_block_ids": object()}, "{", {"do_remote_prefill": True}]
     with make() as s:
         for i, params in enumerate(usable + local):

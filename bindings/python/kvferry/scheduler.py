@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64, sizeof
@@ -235,7 +236,7 @@ class Scheduler:
         if isinstance(params, str):
             params = params.encode()
         elif not isinstance(params, bytes):
-            params = _encode(params).encode()
+            params = _json(params)
         drop = c_uint64()
         status = lib.kvf_scheduler_add(
             self._handle, _convert.text(request_id, "request_id"), params, len(params), prompt_tokens,
@@ -379,6 +380,18 @@ def _plain(value: Any) -> Any:
 
 
 _encode = json.JSONEncoder(default=_plain, separators=(",", ":")).encode
+
+
+def _json(params: Mapping[str, Any]) -> bytes:
+    # Where vLLM is there is msgspec, which is ten times as quick as the standard library and has less
+    # patience. It can only be of use here if somebody has imported it.
+    msgspec = sys.modules.get("msgspec")
+    if msgspec is not None:
+        try:
+            return msgspec.json.encode(params)
+        except (TypeError, ValueError, OverflowError, AttributeError):
+            pass
+    return _encode(params).encode()
 
 
 def _blocks(groups: Sequence[Any]) -> tuple[int | None, int, object]:

@@ -31,13 +31,13 @@ struct Estimate {
 }
 
 impl Estimates {
-    /// A request is heard of, perhaps for the first time; then so much of its lease is left.
-    pub(super) fn heard(&mut self, engine_id: &str, id: &str, left: Duration, now: Instant) {
+    /// A request is heard of, perhaps for the first time, and has been here since then.
+    pub(super) fn heard(&mut self, engine_id: &str, id: &str, lease: Duration, since: Instant) {
         self.known
             .entry((engine_id.to_owned(), id.to_owned()))
             .or_insert(Estimate {
-                heard: now,
-                until: now + left,
+                heard: since,
+                until: since + lease,
             });
     }
 

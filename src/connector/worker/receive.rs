@@ -113,9 +113,11 @@ impl Core {
             return;
         }
         let lease = self.shared.options.lease;
-        let left = lease.saturating_sub(Duration::from_nanos(what.waited_ns));
-        self.estimates
-            .heard(&what.peer.engine_id, &what.remote_request_id, left, now);
+        // Without a time, which is longer ago than there is a clock, nothing is taken to be kept.
+        if let Some(since) = now.checked_sub(Duration::from_nanos(what.waited_ns)) {
+            let (engine_id, remote_id) = (&what.peer.engine_id, &what.remote_request_id);
+            self.estimates.heard(engine_id, remote_id, lease, since);
+        }
         self.receives.by_id.insert(id.clone(), Receiving::new(what));
         self.resume(&id);
     }

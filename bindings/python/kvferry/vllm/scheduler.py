@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from vllm.logger import init_logger
 from vllm.v1.request import RequestStatus
 
@@ -90,7 +89,7 @@ class SchedulerSide:
         try:
             return self._library.add(
                 request.request_id,
-                _encoded(request.kv_transfer_params),
+                request.kv_transfer_params,
                 request.num_prompt_tokens,
                 reads_prefix_cache=not request.get_skip_reading_prefix_cache(),
             )
@@ -181,17 +180,6 @@ class SchedulerSide:
 
     def close(self) -> None:
         self._library.close()
-
-
-def _encoded(params: dict[str, Any]) -> Any:
-    """As JSON, if they are what they should be. vLLM's own encoder has none of the library's patience."""
-    try:
-        return _encode(params)
-    except (TypeError, ValueError, OverflowError, NotImplementedError):
-        return params
-
-
-_encode = msgspec.json.Encoder().encode
 
 
 def _uncached(blocks: Sequence[Any]) -> RequestBlocks:
