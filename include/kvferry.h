@@ -2857,8 +2857,8 @@ typedef struct kvf_worker_results {
 } kvf_worker_results;
 
 /**
- * What became of one request, with its times. All but `arrived_ns` count from then; 0 is "did not get
- * there".
+ * What became of one request, with its times. All but `arrived_ns` count from then; 0 is "did not
+ * get there".
  */
 typedef struct kvf_worker_record {
   /** This engine's id of the request. */

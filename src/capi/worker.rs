@@ -122,8 +122,8 @@ pub const KVF_RECORD_RECEIVE: u32 = 0;
 /// A record of a request that was written to another engine.
 pub const KVF_RECORD_PUSH: u32 = 1;
 
-/// What became of one request, with its times. All but `arrived_ns` count from then; 0 is "did not get
-/// there".
+/// What became of one request, with its times. All but `arrived_ns` count from then; 0 is "did not
+/// get there".
 #[repr(C)]
 #[derive(Debug)]
 pub struct kvf_worker_record {
