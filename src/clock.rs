@@ -10,6 +10,11 @@ pub(crate) fn realtime_ns() -> u64 {
     read(libc::CLOCK_REALTIME)
 }
 
+/// CLOCK_REALTIME in microseconds.
+pub(crate) fn realtime_us() -> u64 {
+    realtime_ns() / 1000
+}
+
 /// Processor time of the calling thread in nanoseconds.
 pub(crate) fn thread_cpu_ns() -> u64 {
     read(libc::CLOCK_THREAD_CPUTIME_ID)

@@ -32,6 +32,7 @@ fn receive() -> Receive {
             generation: 4,
         }),
         registration: 6,
+        waited_ns: 200,
     }
 }
 
@@ -84,16 +85,16 @@ fn the_form_is_what_it_is_said_to_be() {
     // engine_id, host, port 5600, tp 2, pp 1, dcp 1
     let peer = [1, b'E', 1, b'h', 0xe0, 0x2b, 2, 1, 1];
     let mut expected = vec![1, 0b1011_1111, 0xac, 0x02];
-    // receives: one; awaited | expiry | lease
-    expected.extend([1, 1, b'd', 7]);
+    // receives: one; awaited | expiry | lease | waited
+    expected.extend([1, 1, b'd', 15]);
     expected.extend(peer);
     expected.extend([1, b'p']);
     // local: one group, first 2; 3 blocks: 7 from 0 is +7, 8 is expected, 3 from 9 is -6
     expected.extend([1, 2, 3, 14, 0, 11]);
     // remote: one group; 0 and 1 are expected, 300 from 2 is +298, coded 596
     expected.extend([1, 3, 0, 0, 0xd4, 0x04]);
-    // tokens, registration, 1.5, lease
-    expected.extend([5, 6, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f, 9, 4]);
+    // tokens, registration, 1.5, lease, 200
+    expected.extend([5, 6, 0, 0, 0, 0, 0, 0, 0xf8, 0x3f, 9, 4, 0xc8, 0x01]);
     // holds
     expected.extend([2, 1, b'a', 0, 0x80, 1, 1, b'b', 4, 1, 0, 1]);
     // in_batch, forget, cancel
@@ -129,6 +130,10 @@ fn what_is_not_a_step_is_refused() {
     );
     refused(&[1, 1 << 2, 0, 1, 0, 0], "request id at byte 4 has 0 bytes");
     refused(&[1, 1 << 2, 0, 1, 1, 0xff], "is not UTF-8");
+    refused(
+        &[1, 1 << 2, 0, 1, 3, b'a', 0, b'b'],
+        r#"request id "a\0b" contains a NUL"#,
+    );
     let whole = Step {
         receives: vec![receive()],
         pushes: vec![Push {
@@ -151,7 +156,7 @@ fn what_is_not_a_step_is_refused() {
 #[test]
 fn fields_out_of_bounds_are_refused() {
     type Case = (&'static str, fn(&mut Receive));
-    let cases: [Case; 8] = [
+    let cases: [Case; 11] = [
         ("tp_size 0; it is 1 to 4096", |r| r.peer.tp_size = 0),
         ("pp_size 5000; it is 1 to 4096", |r| r.peer.pp_size = 5000),
         ("dcp_size 0", |r| r.peer.dcp_size = 0),
@@ -169,6 +174,13 @@ fn fields_out_of_bounds_are_refused() {
                 generation: 0,
             })
         }),
+        (r#"engine_id "E\0" contains a NUL"#, |r| {
+            r.peer.engine_id = "E\0".into()
+        }),
+        (r#"host "\0" contains a NUL"#, |r| r.peer.host = "\0".into()),
+        (r#"request id "\0p" contains"#, |r| {
+            r.remote_request_id = "\0p".into()
+        }),
         ("65 remote", |r| r.remote = vec![vec![1; 3]; 65]),
     ];
     for (part, change) in cases {
@@ -180,6 +192,16 @@ fn fields_out_of_bounds_are_refused() {
         };
         refused(&step.encode(), part);
     }
+    // No time, said to be there: the last number of a receive.
+    let mut r = receive();
+    r.waited_ns = 1;
+    let mut bytes = Step {
+        receives: vec![r],
+        ..Step::default()
+    }
+    .encode();
+    *bytes.last_mut().unwrap() = 0;
+    refused(&bytes, "waited_ns is said to be there and is 0");
     // A block below zero: one group, first 0, one block, -1.
     let mut bytes = Step {
         pushes: vec![Push {
@@ -238,12 +260,13 @@ fn any_receive() -> impl Strategy<Value = Receive> {
     let numbers = (
         any::<u64>(),
         any::<u64>(),
+        prop_oneof![Just(0), any::<u64>()],
         any::<bool>(),
         prop::option::of(-1e12f64..1e12),
     );
     (id(), id(), any_peer(), local, remote, numbers, lease()).prop_map(
         |(request_id, remote_request_id, peer, local, remote, numbers, lease)| {
-            let (tokens, registration, awaited, expiry) = numbers;
+            let (tokens, registration, waited_ns, awaited, expiry) = numbers;
             let (local_first, local) = local.into_iter().unzip();
             Receive {
                 request_id,
@@ -257,6 +280,7 @@ fn any_receive() -> impl Strategy<Value = Receive> {
                 expiry,
                 lease,
                 registration,
+                waited_ns,
             }
         },
     )

@@ -80,7 +80,8 @@ pub struct kvf_scheduler_options {
     pub struct_size: u32,
     /// A KVF_MODE_... value.
     pub mode: u32,
-    /// Names this engine to others; the same in all of its ranks, another one after a restart.
+    /// Names this engine to others; the same in all of its ranks, best another one after a restart:
+    /// stock readers tell an engine's lives apart by it.
     pub engine_id: *const c_char,
     /// Host or address under which other engines reach this one's listener, and on which it
     /// listens.
@@ -151,7 +152,7 @@ pub struct kvf_request_blocks {
 pub struct kvf_scheduler_stats {
     /// Requests that were added with parameters and have not finished.
     pub requests: u64,
-    /// Of these, the ones whose KV the engine waits for.
+    /// Requests whose KV the engine waits for, those that have ended meanwhile too.
     pub receiving: u64,
     /// Finished requests whose blocks are kept.
     pub holds: u64,
@@ -200,8 +201,8 @@ pub unsafe extern "C" fn kvf_scheduler_create(
 /// A request has entered the engine. From here on its blocks on the other engine are kept alive by
 /// heartbeats, which steps carry.
 ///
-/// @param request_id     This engine's id of it, 1 to 1,024 bytes; never used again before the
-///                       request was finished and reported.
+/// @param request_id     This engine's id of it, 1 to 1,024 bytes; not one of a request that is
+///                       still to be reported as received or sent.
 /// @param params         Its `kv_transfer_params` as JSON, or nothing: a local request. So is one
 ///                       whose parameters cannot be read or lack what is needed, with a line in
 ///                       the log: a router's mistake costs a request its shortcut, nothing else.
@@ -210,6 +211,7 @@ pub unsafe extern "C" fn kvf_scheduler_create(
 /// @param drop_tokens    Receives how many trailing prompt tokens the engine has to take off the
 ///                       request: its consumer computes them. 0 except on producers with
 ///                       `backoff_tokens`. Any thread.
+/// @return `KVF_ERR_INVALID_STATE` for an id that is still to be reported. Nothing has changed then.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_scheduler_add(
@@ -235,7 +237,7 @@ pub unsafe extern "C" fn kvf_scheduler_add(
         }
         let reads_cache = flags & KVF_ADD_NO_PREFIX_CACHE == 0;
         let scheduler = SCHEDULERS.get(scheduler.id)?;
-        drop_tokens.write(scheduler.add(id, params, prompt_tokens, reads_cache));
+        drop_tokens.write(scheduler.add(id, params, prompt_tokens, reads_cache)?);
         Ok(())
     })
 }
@@ -272,7 +274,8 @@ pub unsafe extern "C" fn kvf_scheduler_match(
 /// cache has the whole prompt, the producer is told that it can free its blocks.
 ///
 /// @param groups           For each group the blocks that the prefix cache did not have, without
-///                         null blocks; may be empty if `external_tokens` is 0.
+///                         null blocks; may be empty if `external_tokens` is 0. Of all groups
+///                         together at most 1,048,576, in `kvf_scheduler_finished()` too.
 /// @param external_tokens  What `kvf_scheduler_match()` said, if the engine sets the request
 ///                         aside; else 0.
 /// @param staged           Receives 1 if the request's transfer is arranged from now on. An engine
@@ -305,7 +308,8 @@ pub unsafe extern "C" fn kvf_scheduler_allocated(
 
 /// Takes what the workers have to do since the last call, and gives it to none of them: hand the
 /// bytes to the worker half of every rank, in this order. Call it in every engine step, also when
-/// nothing runs; a step in which nothing happens has about ten bytes.
+/// nothing runs; a step in which nothing happens has about ten bytes. None has more than 64 MiB:
+/// what does not fit comes with the next.
 ///
 /// @param step  Receives the bytes; free with `kvf_buffer_free()`. Any thread.
 #[unsafe(no_mangle)]

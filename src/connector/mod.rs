@@ -67,7 +67,7 @@ impl Mode {
 /// Where an engine's side channel is, and how many ranks it serves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PeerAddress {
-    /// The engine's id; a restarted engine usually has another one.
+    /// The engine's id; a restarted engine usually has another one, and may have the same.
     pub engine_id: String,
     /// Host of its side channel.
     pub host: String,
@@ -83,10 +83,14 @@ pub struct PeerAddress {
 
 /// Refuses numbers of ranks that no engine has: each rank is asked for its handshake.
 pub(crate) fn check_ranks(peer: &PeerAddress) -> Result<()> {
+    check_sizes(peer.tp_size, peer.pp_size, peer.dcp_size)
+}
+
+fn check_sizes(tp_size: u32, pp_size: u32, dcp_size: u32) -> Result<()> {
     for (name, size) in [
-        ("tp_size", peer.tp_size),
-        ("pp_size", peer.pp_size),
-        ("dcp_size", peer.dcp_size),
+        ("tp_size", tp_size),
+        ("pp_size", pp_size),
+        ("dcp_size", dcp_size),
     ] {
         if !(1..=MAX_RANKS).contains(&size) {
             bail!(
@@ -105,9 +109,14 @@ pub(crate) fn check_ranks(peer: &PeerAddress) -> Result<()> {
 pub struct LeaseRef {
     /// Index of the word in each rank's table.
     pub slot: u32,
-    /// Which use of the slot this is, from 1. The word is `2 * generation - 1` while the blocks are
-    /// kept and `2 * generation` or more once they are not; it may be less before the rank has heard of
-    /// the lease, when the blocks are kept as well.
+    /// Which use of the slot this is. The word is `2 * generation - 1` while the blocks are kept and
+    /// `2 * generation` or more once they are not; it may be less before the rank has heard of the
+    /// lease, when the blocks are kept as well.
+    ///
+    /// Generations are times, in microseconds since 1970: what an engine gives out after a restart is
+    /// above all that it gave out before, also under the same engine id, and the words of its ranks
+    /// start above that. Such a number, and twice it, stays below 2^53 until the year 2112, so that
+    /// JSON readers that make doubles of all numbers pass it on whole.
     pub generation: u64,
 }
 

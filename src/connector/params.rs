@@ -12,7 +12,7 @@ use serde_core::de::{
     Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
-use super::{LeaseRef, MAX_ENGINE_ID, MAX_REQUEST_ID, Mode, PeerAddress, check_ranks};
+use super::{LeaseRef, MAX_ENGINE_ID, MAX_REQUEST_ID, Mode, PeerAddress, check_sizes};
 use crate::error::{self, Error};
 use crate::layout::MAX_GROUPS;
 
@@ -86,20 +86,30 @@ impl Params {
         Ok(params)
     }
 
-    /// Whom to ask: `None` unless engine, request, host and port are all named. Sizes that are not
-    /// stated are 1.
-    pub fn remote(&self) -> Option<Remote> {
+    /// Whom to ask, taken out of them: `None` unless engine, request, host and port are all named. Sizes
+    /// that are not stated are 1.
+    pub fn take_remote(&mut self) -> Option<Remote> {
+        let port = self.remote_port.filter(|_| self.names_remote())?;
         Some(Remote {
             peer: PeerAddress {
-                engine_id: self.remote_engine_id.clone()?,
-                host: self.remote_host.clone()?,
-                port: self.remote_port?,
+                engine_id: self.remote_engine_id.take()?,
+                host: self.remote_host.take()?,
+                port,
                 tp_size: self.tp_size.unwrap_or(1),
                 pp_size: self.pp_size.unwrap_or(1),
                 dcp_size: self.dcp_size.unwrap_or(1),
             },
-            request_id: self.remote_request_id.clone()?,
+            request_id: self.remote_request_id.take()?,
         })
+    }
+
+    fn names_remote(&self) -> bool {
+        let texts = [
+            &self.remote_engine_id,
+            &self.remote_request_id,
+            &self.remote_host,
+        ];
+        self.remote_port.is_some() && texts.into_iter().all(Option::is_some)
     }
 
     /// Writes what a producer gives to the other side: vLLM's keys in vLLM's order, then ours.
@@ -178,8 +188,9 @@ impl Params {
                 "remote_block_ids has {blocks} ids, more than {MAX_BLOCKS}"
             )));
         }
-        if let Some(remote) = self.remote() {
-            check_ranks(&remote.peer)?;
+        if self.names_remote() {
+            let size = |n: Option<u32>| n.unwrap_or(1);
+            check_sizes(size(self.tp_size), size(self.pp_size), size(self.dcp_size))?;
         }
         if let Some(lease) = self.kvferry_lease {
             lease.check()?;
@@ -206,6 +217,8 @@ fn text<'de, A: MapAccess<'de>>(map: &mut A, max: usize) -> Result<Option<String
             "a text of {} bytes, more than {max}",
             t.len()
         ))),
+        // No engine that has a C interface can be called that, nor know such a request.
+        Some(t) if t.contains('\0') => Err(A::Error::custom("a text with a NUL in it")),
         _ => Ok(text),
     }
 }
@@ -221,13 +234,40 @@ impl<'de> Visitor<'de> for ParamsVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Params, A::Error> {
         let mut params = Params::default();
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+        while let Some(Key(key)) = map.next_key()? {
             params
                 .set(&key, &mut map)
                 .map_err(|e| A::Error::custom(format_args!("{key}: {e}")))?;
         }
         params.check().map_err(|e| A::Error::custom(e.message()))?;
         Ok(params)
+    }
+}
+
+/// A key, where it lies if that can be.
+struct Key<'de>(Cow<'de, str>);
+
+impl<'de> Deserialize<'de> for Key<'de> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_str(KeyVisitor).map(Key)
+    }
+}
+
+struct KeyVisitor;
+
+impl<'de> Visitor<'de> for KeyVisitor {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_borrowed_str<E>(self, key: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(key))
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(key.to_owned()))
     }
 }
 

@@ -111,6 +111,48 @@ static void unknown_ids(void) {
   CHECK_OK(kvf_scheduler_destroy(s));
 }
 
+/* A NUL ends a C string; one that comes by JSON would cut a name short. The router's mistake makes the request a
+ * local one, as others of its kind do. */
+static void names_with_a_nul(void) {
+  static const char* const bad[] = {
+      "\"remote_request_id\": \"p\\u0000q\", \"remote_engine_id\": \"e\", \"remote_host\": \"h\"",
+      "\"remote_request_id\": \"p\", \"remote_engine_id\": \"e\\u0000\", \"remote_host\": \"h\"",
+      "\"remote_request_id\": \"p\", \"remote_engine_id\": \"e\", \"remote_host\": \"\\u0000h\"",
+      "\"remote_request_id\": \"p\", \"remote_engine_id\": \"e\", \"remote_host\": \"h\"",
+  };
+  kvf_scheduler_options o = plain();
+  kvf_scheduler s = made(&o);
+  for (int i = 0; i < 4; i++) {
+    char params[300], id[] = {'d', (char)('0' + i), 0};
+    snprintf(params, sizeof params,
+             "{\"do_remote_prefill\": true, \"remote_block_ids\": [[1]], \"remote_port\": 1, %s}", bad[i]);
+    uint64_t tokens = 5;
+    add(s, id, params, 0);
+    CHECK_OK(kvf_scheduler_match(s, id, 40, 0, &tokens));
+    CHECK_EQ(tokens, i < 3 ? 0 : 40);
+  }
+  CHECK_OK(kvf_scheduler_destroy(s));
+}
+
+/* An id is in use until it was reported. */
+static void ids_that_are_in_use(void) {
+  kvf_scheduler_options o = plain();
+  kvf_scheduler s = made(&o);
+  const uint32_t ids[] = {1, 2, 3};
+  kvf_request_blocks blocks = {ids, 3, 0, 0};
+  const char* sent[] = {"p"};
+  uint64_t drop = 0;
+  uint32_t keep;
+  add(s, "p", to_producer, 0);
+  CHECK_OK(kvf_scheduler_finished(s, "p", KVF_FINISH_STOP, &blocks, 1, 40, &keep, NULL));
+  CHECK_EQ(keep, KVF_KEEP_UNTIL_SENT);
+  CHECK_BAD(KVF_ERR_INVALID_STATE, "still kept",
+            kvf_scheduler_add(s, "p", (const uint8_t*)to_producer, strlen(to_producer), 40, 0, &drop));
+  CHECK_OK(kvf_scheduler_sent(s, sent, 1));
+  add(s, "p", to_producer, 0);
+  CHECK_OK(kvf_scheduler_destroy(s));
+}
+
 static void options_count(void) {
   kvf_scheduler_options o = plain();
   o.backoff_tokens = 3;
@@ -199,6 +241,8 @@ int main(void) {
   bad_options();
   bad_arguments();
   unknown_ids();
+  names_with_a_nul();
+  ids_that_are_in_use();
   options_count();
   serves();
   threads();

@@ -21,7 +21,7 @@ static void expect(int holds, const char* what) {
 static kvf_scheduler scheduler_of(const char* engine_id) {
   kvf_transfer_group group = {KVF_GROUP_FULL, 16, 0, 0};
   kvf_scheduler_options options = kvf_scheduler_options_default();
-  options.engine_id = engine_id; /* another one after each start */
+  options.engine_id = engine_id; /* best another one after each start */
   options.host = "127.0.0.1";    /* under which the other engines reach this one */
   options.groups = &group;
   options.groups_len = 1;

@@ -1,6 +1,8 @@
 //! The scheduler half of the connector: what it says for what happens.
 
 mod heartbeats;
+mod ids;
+mod large;
 mod params;
 mod property;
 mod pull;

@@ -35,7 +35,8 @@ fn what_python_writes_is_read() {
             generation: 1
         })
     );
-    assert_eq!(p.remote(), None, "no request id");
+    assert_eq!(p.clone().take_remote(), None, "no request id");
+    assert_eq!(read(r#"{"\u0074p_size": 2}"#).tp_size, Some(2));
 }
 
 /// vLLM's older form, and that of its tests: one group without brackets of its own.
@@ -69,6 +70,14 @@ fn errors_name_the_key() {
         ),
         (r#"{"kvferry_lease": [1, 0]}"#, "generation 0"),
         (r#"{"kvferry_lease": [1, 2, 3]}"#, "kvferry_lease"),
+        (
+            r#"{"remote_request_id": "a\u0000b"}"#,
+            "remote_request_id: a text with a NUL in it",
+        ),
+        (
+            r#"{"remote_engine_id": "\u0000"}"#,
+            "remote_engine_id: a text with a NUL in it",
+        ),
         (r#"{"a": NaN}"#, "expected value"),
         (r#"{} {}"#, "trailing characters"),
         (r#"7"#, "expected an object"),

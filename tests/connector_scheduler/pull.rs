@@ -35,6 +35,7 @@ fn expected(local: &[&[u32]], first: &[u32], remote: &[&[u32]], awaited: bool) -
         expiry: None,
         lease: None,
         registration: 0,
+        waited_ns: 0,
     }
 }
 
@@ -84,6 +85,17 @@ fn a_load_is_staged_once() {
     let end = e.finished("d", Finish::Stop, &[&[7, 8, 9, 10]], 50);
     assert_eq!(end, Finished::default());
     assert!(e.is_empty() && is_idle(&e.step()));
+}
+
+/// Where nothing else says until when the blocks are kept, the workers count from the arrival.
+#[test]
+fn a_load_says_how_long_it_has_waited() {
+    let e = Engine::pull();
+    e.add("d", &from_producer("p", "[[1, 2, 3]]", 40), 40);
+    e.step();
+    e.wait(Duration::from_secs(25));
+    e.allocated("d", &[(&[7, 8, 9], 0)], 40);
+    assert_eq!(e.step().receives[0].waited_ns, 25 * SECOND);
 }
 
 /// S5: with the whole prompt cached, the producer is only told.
@@ -175,6 +187,7 @@ fn params(end: &Finished) -> Value {
 /// S7: vLLM's keys, exactly, and the lease word.
 #[test]
 fn a_producer_keeps_what_it_has_finished() {
+    let since = now_us();
     let e = Engine::new(SchedulerOptions {
         tp_size: 4,
         pp_size: 2,
@@ -190,19 +203,18 @@ fn a_producer_keeps_what_it_has_finished() {
     e.wait(Duration::from_secs(2));
     let end = e.finished("p", Finish::Length, &[&[1, 2, 3]], 40);
     assert_eq!(end.keep, Keep::UntilSent);
+    let mut given = params(&end);
+    let lease = take_lease(&mut given, since);
+    assert_eq!(lease.slot, 0);
     let expected = json!({
         "do_remote_prefill": true, "do_remote_decode": false, "remote_block_ids": [[1, 2, 3]],
         "remote_engine_id": "me", "remote_request_id": "p", "remote_host": "my-host",
         "remote_port": 5600, "tp_size": 4, "dcp_size": 2, "pp_size": 2, "remote_num_tokens": 40,
-        "remote_blocks_expiry_time": null, "transfer_mode": "pull", "kvferry_lease": [0, 1],
+        "remote_blocks_expiry_time": null, "transfer_mode": "pull",
     });
-    assert_eq!(params(&end), expected);
+    assert_eq!(given, expected);
     // Half a second of the lease has gone when the workers hear of it.
     e.wait(Duration::from_millis(500));
-    let lease = LeaseRef {
-        slot: 0,
-        generation: 1,
-    };
     let hold = Hold {
         request_id: "p".into(),
         remaining_ns: 30 * SECOND - SECOND / 2,
@@ -219,7 +231,9 @@ fn a_producer_keeps_what_it_has_finished() {
     // The slot's next use has another generation.
     e.add("q", TO_PRODUCER, 40);
     let end = e.finished("q", Finish::Stop, &[&[4]], 10);
-    assert_eq!(params(&end)["kvferry_lease"], json!([0, 2]));
+    let next = take_lease(&mut params(&end), since);
+    assert_eq!(next.slot, 0);
+    assert!(next.generation > lease.generation);
 }
 
 /// A request without blocks gives parameters, and keeps nothing.
@@ -239,6 +253,18 @@ fn nothing_computed_is_nothing_kept() {
         assert!(p.get("kvferry_lease").is_none());
         assert!(e.is_empty() && is_idle(&e.step()));
     }
+}
+
+/// The workers wait for a lease of what was in a batch: that none will follow is said.
+#[test]
+fn nothing_kept_is_forgotten() {
+    let e = Engine::pull();
+    e.add("p", TO_PRODUCER, 40);
+    e.allocated("p", &[(&[1, 2, 3], 0)], 0);
+    assert_eq!(e.step().in_batch, ["p"]);
+    assert_eq!(e.finished("p", Finish::Stop, &[&[]], 0).keep, Keep::No);
+    let step = e.step();
+    assert_eq!((step.forget, step.holds.len()), (vec!["p".to_owned()], 0));
 }
 
 /// S8: how it ended, whether it is kept.
@@ -381,7 +407,8 @@ fn both_sides_leave_the_last_tokens_to_the_decoder() {
         assert_eq!(e.add("again", again, prompt), 0);
         assert_eq!(
             e.half
-                .add("logprobs", TO_PRODUCER.as_bytes(), prompt, false),
+                .add("logprobs", TO_PRODUCER.as_bytes(), prompt, false)
+                .unwrap(),
             0
         );
     }
@@ -403,6 +430,9 @@ fn unusable_parameters_make_a_request_local() {
         ("remote_engine_id", json!(null)),
         ("remote_engine_id", json!(7)),
         ("remote_request_id", json!("")),
+        ("remote_engine_id", json!("pre\0fill")),
+        ("remote_request_id", json!("\0")),
+        ("remote_host", json!("h\0")),
         ("remote_host", json!(null)),
         ("remote_host", json!("h".repeat(2000))),
         ("remote_port", json!(70000)),

@@ -34,7 +34,7 @@ fn ask(half: &Scheduler, pp: u32, tp: u32) -> Result<Answer> {
 
 /// Parameters of a request that finishes now.
 fn params(half: &Scheduler) -> Value {
-    half.add("p", TO_PRODUCER.as_bytes(), 16, true);
+    half.add("p", TO_PRODUCER.as_bytes(), 16, true).unwrap();
     let end = half.finished("p", Finish::Length, &blocks(&[(&[1], 0)]), 16);
     half.sent(["p"]);
     serde_json::from_str(&end.unwrap().params.unwrap()).unwrap()

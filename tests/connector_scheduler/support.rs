@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use kvferry::connector::LeaseRef;
 use kvferry::connector::scheduler::{
     Finish, Finished, RequestBlocks, Scheduler, SchedulerOptions, SchedulerStats, TransferGroup,
 };
@@ -70,7 +71,7 @@ impl Engine {
     }
 
     pub fn add(&self, id: &str, params: &str, prompt: u64) -> u64 {
-        self.half.add(id, params.as_bytes(), prompt, true)
+        self.half.add(id, params.as_bytes(), prompt, true).unwrap()
     }
 
     /// A list of blocks for each group; where each begins.
@@ -115,6 +116,21 @@ pub fn from_producer(request: &str, blocks: &str, tokens: u64) -> String {
 
 pub const TO_PRODUCER: &str = r#"{"do_remote_decode": true, "do_remote_prefill": false,
     "remote_engine_id": null, "remote_block_ids": null, "remote_host": null, "remote_port": null}"#;
+
+/// Takes the lease word out of parameters. Its generation is a time, in microseconds since 1970, not before
+/// `since`.
+#[track_caller]
+pub fn take_lease(params: &mut serde_json::Value, since: u64) -> LeaseRef {
+    let lease = params.as_object_mut().unwrap().remove("kvferry_lease");
+    let (slot, generation): (u32, u64) = serde_json::from_value(lease.unwrap()).unwrap();
+    assert!((since..=now_us()).contains(&generation), "{generation}");
+    LeaseRef { slot, generation }
+}
+
+pub fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap().as_micros() as u64
+}
 
 /// `step` says nothing but the time.
 pub fn is_idle(step: &Step) -> bool {

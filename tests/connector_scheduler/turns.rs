@@ -107,6 +107,7 @@ fn without_the_option_a_turn_is_a_prefill() {
 
 #[test]
 fn a_decoder_pins_its_blocks() {
+    let since = now_us();
     let e = engine(64);
     e.add("d", &from_producer("p", "[[1, 2, 3]]", 40), 40);
     e.allocated("d", &[(&[7, 8, 9], 0)], 40);
@@ -114,24 +115,22 @@ fn a_decoder_pins_its_blocks() {
     e.half.received(["d"]);
     let end = e.finished("d", Finish::Stop, &[&[7, 8, 9, 10]], 60);
     assert_eq!(end.keep, Keep::UntilSent);
-    let params: Value = serde_json::from_str(end.params.as_ref().unwrap()).unwrap();
+    let mut params: Value = serde_json::from_str(end.params.as_ref().unwrap()).unwrap();
+    let lease = take_lease(&mut params, since);
     assert_eq!(
         params,
         json!({
             "do_remote_prefill": false, "do_remote_decode": true, "remote_block_ids": [[7, 8, 9, 10]],
             "remote_engine_id": "me", "remote_request_id": "d", "remote_host": "my-host",
             "remote_port": 5600, "tp_size": 1, "dcp_size": 1, "pp_size": 1, "remote_num_tokens": 60,
-            "remote_blocks_expiry_time": 1480.0, "transfer_mode": "pull", "kvferry_lease": [0, 1],
+            "remote_blocks_expiry_time": 1480.0, "transfer_mode": "pull",
         })
     );
     e.wait(Duration::from_secs(1));
     let hold = Hold {
         request_id: "d".into(),
         remaining_ns: 479 * SECOND,
-        lease: Some(LeaseRef {
-            slot: 0,
-            generation: 1,
-        }),
+        lease: Some(lease),
     };
     assert_eq!(e.step().holds, [hold]);
     e.half.sent(["d"]);

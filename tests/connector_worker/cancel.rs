@@ -29,6 +29,50 @@ fn while_hands_are_being_shaken() {
     d.at_rest(0);
 }
 
+/// What remains of a cancelled receive is word to its producer, who may be long in answering. Meanwhile the
+/// engine has heard of the end and may use the id again, with the same producer or another.
+#[test]
+fn an_id_is_free_when_it_was_reported() {
+    let (mut p, d) = Engine::pair_with("test", |o| {
+        o.handshake_timeout = Duration::from_millis(500);
+    });
+    round_trip(&mut p, &d, 1, &two(), 0);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut receive = d.receive_of("D", &p, "P", &two());
+    receive.peer.port = silent.local_addr().unwrap().port();
+    receive.peer.engine_id = "silent".into();
+    d.receive(receive.clone());
+    eventually("a handshake", || d.worker().state().handshakes == 1);
+    d.cancel("D");
+    assert!(d.failed("D")[0].starts_with("canceled"));
+    assert_eq!(d.worker().state().receives, 0);
+    // Another producer's, which moves while the handshake with the first one fails.
+    script(d.agent(), &[("hold", "1")]);
+    p.keep("P", &two(), lease(9, 1), LEASE);
+    let mut other = d.receive_of("D", &p, "P", &two());
+    other.lease = lease(9, 1);
+    d.receive(other);
+    eventually("a read under way", || flying(d.agent()) > 0);
+    assert_eq!(d.worker().state().handshakes, 1);
+    eventually("the end of the handshake", || {
+        d.worker().state().handshakes == 0
+    });
+    assert!(d.worker().poll().is_empty());
+    script(d.agent(), &[("hold", "0")]);
+    d.received("D");
+    p.sent("P");
+    d.at_rest(1);
+    // The same producer's: it waits for the same handshake, and ends with it, once.
+    for _ in 0..2 {
+        d.receive(receive.clone());
+        d.cancel("D");
+        assert!(d.failed("D")[0].starts_with("canceled"));
+    }
+    d.receive(receive);
+    assert!(d.failed("D")[0].contains("handshake"));
+    d.at_rest(1);
+}
+
 #[test]
 fn while_bytes_move() {
     let (mut p, d) = Engine::pair("test");

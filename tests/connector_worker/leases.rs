@@ -60,12 +60,13 @@ fn a_lease_that_has_ended_is_refused_by_its_word() {
         let (mut p, d) = Engine::pair(transport);
         p.keep("gone", &three(), lease(5, 3), Duration::from_millis(1));
         p.sent("gone");
+        let word_is = format!("word is {}", 2 * lease(5, 3).unwrap().generation);
         let mut receive = d.receive_of("D", &p, "gone", &three());
         receive.lease = lease(5, 3);
         d.receive(receive.clone());
         let why = d.failed("D");
         assert!(
-            why[0].contains("expired") && why[0].contains("word is 6"),
+            why[0].contains("expired") && why[0].contains(&word_is),
             "{why:?}"
         );
         assert_eq!(d.stat(0, "num_failed_transfers"), 1);
@@ -127,6 +128,26 @@ fn without_a_word_a_lease_is_estimated() {
     d.at_rest(1);
 }
 
+/// A request that has queued here for as long as its lease, and for which no heartbeat went out.
+#[test]
+fn the_estimate_counts_the_time_in_the_queue() {
+    let (mut p, d) = Engine::pair("local");
+    for (n, waited, good) in [(1, LEASE - LEASE / 10, true), (2, LEASE, false)] {
+        let (there, here) = (format!("P{n}"), format!("D{n}"));
+        p.keep(&there, &three(), None, LEASE);
+        let mut receive = d.receive_of(&here, &p, &there, &three());
+        receive.waited_ns = waited.as_nanos() as u64;
+        d.receive(receive);
+        if good {
+            d.received(&here);
+            p.sent(&there);
+        } else {
+            let why = d.failed(&here);
+            assert!(why[0].contains("may have ended"), "{why:?}");
+        }
+    }
+}
+
 #[test]
 fn blocks_kept_until_a_stated_time_are_not_read_close_to_it() {
     let (mut p, d) = Engine::pair("local");
@@ -178,5 +199,23 @@ fn a_reader_may_be_through_before_the_lease_comes() {
         forget: vec!["Q".into()],
         ..Step::default()
     });
+    p.at_rest(0);
+}
+
+/// A request is aborted and its id used again, and both are said in one step.
+#[test]
+fn an_id_that_is_forgotten_can_be_in_a_batch_again() {
+    let (mut p, d) = Engine::pair("local");
+    p.sim.fill(0, LISTS.0, 0);
+    p.step(&Step {
+        forget: vec!["P".into()],
+        in_batch: vec!["P".into()],
+        ..Step::default()
+    });
+    d.receive(d.receive_of("D", &p, "P", &three()));
+    d.received("D");
+    // The reader was through before the lease came, and that was counted.
+    p.hold("P", None, LEASE);
+    p.sent("P");
     p.at_rest(0);
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kvferry::connector::step::Receive;
 use kvferry::connector::worker::WorkerOptions;
 
 use super::support::*;
@@ -98,6 +99,42 @@ fn a_peer_that_comes_back_under_the_same_id() {
         d.receive(receive);
         d.failed("lost");
         round_trip(&mut p, &d, 2, &two(), 0);
+        d.at_rest(1);
+    }
+}
+
+/// A request of an engine's former life: its blocks are another's now, under the same engine id, at the same
+/// address, perhaps under the same lease word.
+#[test]
+fn leases_of_a_former_life_are_over() {
+    for transport in ["local", "test"] {
+        let d = recipe(transport, "d", |_| {}).start();
+        let mut recipe = recipe(transport, "p", |_| {});
+        let mut p = recipe.start();
+        let old = lease_of_now(9);
+        p.keep("P", &two(), old, LEASE);
+        recipe.port = p.listener.local_addr().port();
+        p.listener.shutdown();
+        drop(p);
+        let mut p = recipe.start();
+        let stale = |id: &str| {
+            let mut receive = d.receive_of(id, &p, "P", &two());
+            receive.lease = old;
+            receive
+        };
+        d.receive(stale("D1"));
+        assert!(d.failed("D1")[0].starts_with("expired"), "{transport}");
+        let (again, other) = (stale("D2"), d.receive_of("D3", &p, "new", &two()));
+        let new = lease_of_now(9);
+        p.keep("new", &two(), new, LEASE);
+        d.receive(again);
+        assert!(d.failed("D2")[0].starts_with("expired"), "{transport}");
+        d.receive(Receive {
+            lease: new,
+            ..other
+        });
+        d.received("D3");
+        p.sent("new");
         d.at_rest(1);
     }
 }

@@ -63,6 +63,7 @@ impl Producer {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["processes::child_main", "--exact", "--nocapture"])
             .env(CHILD, format!("{transport} {port}"))
+            .env(LEASES_SINCE, leases_since().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

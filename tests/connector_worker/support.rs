@@ -2,8 +2,8 @@
 //! each engine a side channel that serves its ranks.
 #![allow(dead_code, reason = "each file uses its part")]
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvferry::agent::Agent;
 use kvferry::connector::geometry::{Content as KvContent, HeadShape, KvCache, KvTensor, SlabOrder};
@@ -339,6 +339,7 @@ impl Engine {
             expiry: None,
             lease: None,
             registration: 0,
+            waited_ns: 0,
         }
     }
 
@@ -483,8 +484,34 @@ pub fn readable(fd: std::os::fd::RawFd, limit: Duration) -> bool {
     n == 1 && poll.revents & libc::POLLIN != 0
 }
 
+/// Tells a child process from where leases count.
+pub const LEASES_SINCE: &str = "KVF_TEST_LEASES_SINCE";
+
+/// A generation that is younger than every engine of this program and its children.
+pub fn leases_since() -> u64 {
+    static SINCE: OnceLock<u64> = OnceLock::new();
+    const HOUR: u64 = 3_600_000_000;
+    *SINCE.get_or_init(|| match std::env::var(LEASES_SINCE) {
+        Ok(given) => given.parse().expect("a number"),
+        Err(_) => now_us() + HOUR,
+    })
+}
+
+/// One that every engine takes for new. Generations are counted from [`leases_since`].
 pub fn lease(slot: u32, generation: u64) -> Option<LeaseRef> {
+    let generation = leases_since() + generation;
     Some(LeaseRef { slot, generation })
+}
+
+/// One that a scheduler half gives now.
+pub fn lease_of_now(slot: u32) -> Option<LeaseRef> {
+    let generation = now_us();
+    Some(LeaseRef { slot, generation })
+}
+
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.expect("a clock that is set").as_micros() as u64
 }
 
 /// Lists of one group.

@@ -58,6 +58,14 @@ void failures() {
   o.groups.clear();
   const auto none = kvferry::scheduler::try_create(o);
   CHECK(!none && none.error().status == kvferry::status::invalid_argument);
+  // C would see the beginning of these names.
+  auto cut = options("e");
+  cut.engine_id = std::string("e\0f", 3);
+  CHECK(has(kvferry::scheduler::try_create(cut).error().message, "engine_id contains a NUL"));
+  kvferry::scheduler whole(options("e"));
+  const auto added = whole.try_add(std::string("a\0b", 3), "{\"do_remote_decode\": true}", 40);
+  CHECK(added.error().status == kvferry::status::invalid_argument);
+  CHECK(is_empty(whole));
   kvferry::scheduler empty;
   CHECK(empty.try_match("x", 1, 0).error().status == kvferry::status::invalid_handle);
   CHECK(!empty.try_build_step() && !empty.try_stats());

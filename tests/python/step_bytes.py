@@ -60,6 +60,7 @@ class Reader:
         r.tokens, r.registration = self.number(), self.number()
         r.expiry = struct.unpack("<d", self.raw(8))[0] if flags & 2 else None
         r.lease = self.lease() if flags & 4 else None
+        r.waited = self.number() / 1e9 if flags & 8 else 0.0
         return r
 
     def hold(self) -> Record:

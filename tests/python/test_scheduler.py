@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import sys
+import time
 from array import array
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import pytest
 import kvferry
 from kvferry import Finish, Finished, Keep, RequestBlocks, Scheduler, SchedulerStats, TransferGroup, _ffi
 from kvferry import scheduler as scheduler_module
-from kvferry.errors import InvalidArgumentError, InvalidHandleError, NotSupportedError
+from kvferry.errors import InvalidArgumentError, InvalidHandleError, InvalidStateError, NotSupportedError
 
 FULL = TransferGroup("full", 16)
 TO_PRODUCER = {"do_remote_decode": True, "do_remote_prefill": False}
@@ -48,16 +51,19 @@ def after_clock(step: bytes) -> tuple[int, bytes]:
 
 
 def test_a_request_on_both_sides():
+    since = time.time_ns() // 1000
     with make() as s:
         assert s.add("p", TO_PRODUCER, 40) == 0
         assert s.match("p", 40, 0) == 0
         assert s.allocated("p", [[1, 2, 3]]) is False
         end = s.finished("p", "length", [[1, 2, 3]], 40)
+        slot, generation = end.params.pop("kvferry_lease")
+        assert slot == 0 and since <= generation <= time.time_ns() // 1000
         assert end == Finished(Keep.UNTIL_SENT, {
             "do_remote_prefill": True, "do_remote_decode": False, "remote_block_ids": [[1, 2, 3]],
             "remote_engine_id": "me", "remote_request_id": "p", "remote_host": "127.0.0.1",
             "remote_port": 0, "tp_size": 1, "dcp_size": 1, "pp_size": 1, "remote_num_tokens": 40,
-            "remote_blocks_expiry_time": None, "transfer_mode": "pull", "kvferry_lease": [0, 1],
+            "remote_blocks_expiry_time": None, "transfer_mode": "pull",
         })
         s.add("d", end.params | {"remote_engine_id": "other"}, 40)
         assert s.match("d", 40, 16) == 24
@@ -85,12 +91,17 @@ def test_block_ids_of_every_kind(ids):
         assert end.params["remote_block_ids"] == [[5, 6, 70000]]
 
 
-def test_parameters_of_every_kind():
+@pytest.mark.parametrize("quick", [False, True])
+def test_parameters_of_every_kind(quick, monkeypatch):
+    # With msgspec in the process and without.
+    encode = pytest.importorskip("msgspec").json.encode if quick else None
+    loaded = SimpleNamespace(json=SimpleNamespace(encode=encode)) if quick else None
+    monkeypatch.setitem(sys.modules, "msgspec", loaded)
     usable = [
         FROM_PRODUCER, json.dumps(FROM_PRODUCER), json.dumps(FROM_PRODUCER).encode(),
         FROM_PRODUCER | {"remote_block_ids": [np.arange(3)]}, FROM_PRODUCER | {"else": object()},
     ]
-    local = [None, {}, FROM_PRODUCER | {"remote_host": None}, FROM_PRODUCER | {"tp_size": float("nan")},
+    local = [None, {}, FROM_PRODUCER | {"remote_host": None}, FROM_PRODUCER | {"tp_size": 1.5},
              FROM_PRODUCER | {"remote_block_ids": object()}, "{", {"do_remote_prefill": True}]
     with make() as s:
         for i, params in enumerate(usable + local):
@@ -143,8 +154,15 @@ def test_what_is_refused():
                 s.finished("p", "length", blocks, 16)
         with pytest.raises(InvalidArgumentError):
             s.finished("p", "somehow")
-        with pytest.raises(InvalidArgumentError):
+        with pytest.raises(InvalidArgumentError, match="NUL"):
             s.match("p\0q", 1, 0)
+        with pytest.raises(InvalidArgumentError, match="request_id .* contains a NUL"):
+            s.add("p\0q", TO_PRODUCER, 1)
+        s.finished("p", "length", [[1]], 16)
+        with pytest.raises(InvalidStateError, match="still kept"):
+            s.add("p", TO_PRODUCER, 40)
+        s.sent(["p"])
+        assert s.add("p", TO_PRODUCER, 40) == 0
         with pytest.raises(TypeError):
             s.sent("p")
     with pytest.raises(InvalidHandleError):

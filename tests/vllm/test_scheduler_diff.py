@@ -53,7 +53,8 @@ no option   A next turn's blocks without `bidirectional_kv_xfer`, or a second ma
             fetched: stock says that they can be loaded and never loads them; ours says 0.
 stop        A request that ends while it is received: stock reads on; ours empties the transfer that is not
             under way, and cancels the one that is.
-in batch    With turns, ours names every request of a decoder, so that a lease can follow.
+in batch    With turns, ours names every request of a decoder, so that a lease can follow; and ours does not name
+            one that is aborted in the same step, which stock names and forgets.
 """
 
 BLOCK = 16
@@ -158,6 +159,7 @@ class Pair:
         self.made = 0
         self.stopped: set[str] = set()
         self.cancelled: list[str] = []
+        self.leaving: list[str] = []
         self.counts = dict.fromkeys(("loads", "told", "holds", "pins", "stopped", "drops"), 0)
 
     def complete(self, params) -> bool:
@@ -253,7 +255,8 @@ class Pair:
             assert abs(deadline - meta.scheduler_clock - holds[name].remaining) < 5.0
         assert set(step.forget) == meta.reqs_not_processed
         more = set(step.in_batch) - meta.reqs_in_batch
-        assert meta.reqs_in_batch <= set(step.in_batch) and (self.turns or not more)  # in batch
+        theirs = meta.reqs_in_batch - meta.reqs_not_processed
+        assert theirs <= set(step.in_batch) and (self.turns or not more)  # in batch
         assert step.cancel == self.cancelled
         self.cancelled, self.stopped = [], set()
         assert not step.registrations and not step.pushes
@@ -301,6 +304,7 @@ class Pair:
             assert end.params | {"remote_blocks_expiry_time": None} == params | {"remote_blocks_expiry_time": None}
             self.counts["holds"] += keep
         if r.state == "parked":
+            self.leaving.append(r.name)
             (self.cancelled.append if r.told else self.stopped.add)(r.name)
             self.counts["stopped"] += 1
         del self.requests[r.name]
@@ -329,6 +333,7 @@ class Pair:
         for r in list(self.requests.values()):
             self.finish(r)
         self.step()
+        self.ours.received(self.leaving)
         self.ours.sent(getattr(self, "kept", []))
         assert self.ours.stats() == (0,) * 6
         assert not self.stock._heartbeat_by_engine

@@ -7,6 +7,7 @@
 
 use super::RequestBlocks;
 use super::options::{SchedulerOptions, TransferGroup};
+use crate::connector::params::MAX_BLOCKS;
 use crate::error::{Error, Result};
 use crate::layout::GroupKind;
 
@@ -17,7 +18,8 @@ pub(super) struct Clipped {
     pub(super) first: Vec<u32>,
 }
 
-/// Copies what is exchanged. As many groups as the options have.
+/// Copies what is exchanged. As many groups as the options have, and no more blocks than parameters can
+/// name: so whatever was accepted fits into a step.
 pub(super) fn clip(options: &SchedulerOptions, groups: &[RequestBlocks<'_>]) -> Result<Clipped> {
     if groups.len() != options.groups.len() {
         return Err(Error::invalid(format!(
@@ -35,6 +37,12 @@ pub(super) fn clip(options: &SchedulerOptions, groups: &[RequestBlocks<'_>]) -> 
         out.ids.push(ids.to_vec());
         // A list shorter than 2^32 blocks lies wholly below that index, by the engine's own table.
         out.first.push(blocks.first.saturating_add(skipped as u32));
+    }
+    let blocks: usize = out.ids.iter().map(Vec::len).sum();
+    if blocks > MAX_BLOCKS {
+        return Err(Error::invalid(format!(
+            "{blocks} blocks of one request are to be exchanged; at most {MAX_BLOCKS} can be"
+        )));
     }
     Ok(out)
 }

@@ -2,31 +2,37 @@
 
 use crate::connector::{LEASE_SLOTS, LeaseRef};
 
-/// Slots are given out again last in, first out, so that the words in use stay few; each use of a slot
-/// has a generation of its own, which is what keeps an old reader from taking it for its own.
+/// Slots are given out again last in, first out, so that the words in use stay few. Each lease has a
+/// generation of its own, above all before it, which is what keeps an old reader from taking it for its
+/// own.
+///
+/// A generation is the time at which the lease was given, in microseconds since 1970, or one more than
+/// the last where that is not later. So it is above those of an earlier life of this engine as well,
+/// unless the clock was set back by more than the restart took.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
-    /// Uses of each slot so far.
-    generations: Vec<u64>,
+    /// The last generation that was given out.
+    last: u64,
+    /// Slots that were ever given out: the first so many.
+    slots: u32,
     free: Vec<u32>,
 }
 
 impl Leases {
     /// A word for a new hold; `None` when all are in use.
-    pub(super) fn take(&mut self) -> Option<LeaseRef> {
+    pub(super) fn take(&mut self, now_us: u64) -> Option<LeaseRef> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
-            None if self.generations.len() < LEASE_SLOTS as usize => {
-                self.generations.push(0);
-                self.generations.len() as u32 - 1
+            None if self.slots < LEASE_SLOTS => {
+                self.slots += 1;
+                self.slots - 1
             }
             None => return None,
         };
-        let generation = self.generations.get_mut(slot as usize)?;
-        *generation += 1;
+        self.last = now_us.max(self.last + 1);
         Some(LeaseRef {
             slot,
-            generation: *generation,
+            generation: self.last,
         })
     }
 
@@ -36,7 +42,7 @@ impl Leases {
     }
 
     pub(super) fn in_use(&self) -> usize {
-        self.generations.len() - self.free.len()
+        self.slots as usize - self.free.len()
     }
 }
 
@@ -44,24 +50,39 @@ impl Leases {
 mod tests {
     use super::*;
 
+    fn taken(leases: &mut Leases, now_us: u64) -> (u32, u64) {
+        let lease = leases.take(now_us).unwrap();
+        (lease.slot, lease.generation)
+    }
+
     #[test]
-    fn a_slot_has_a_new_generation_each_time() {
+    fn each_lease_has_a_new_generation() {
         let mut leases = Leases::default();
-        let first = leases.take().unwrap();
-        assert_eq!((first.slot, first.generation), (0, 1));
-        assert_eq!(leases.take().unwrap().slot, 1);
+        let first = leases.take(1000).unwrap();
+        assert_eq!((first.slot, first.generation), (0, 1000));
+        // In the same microsecond, and with a clock that has been set back.
+        assert_eq!(taken(&mut leases, 1000), (1, 1001));
         leases.give_back(first);
-        let again = leases.take().unwrap();
-        assert_eq!((again.slot, again.generation), (0, 2));
-        assert_eq!(leases.in_use(), 2);
+        assert_eq!(taken(&mut leases, 7), (0, 1002));
+        assert_eq!(taken(&mut leases, 5000), (2, 5000));
+        assert_eq!(leases.in_use(), 3);
+    }
+
+    #[test]
+    fn a_restarted_engine_begins_above_its_former_life() {
+        let mut before = Leases::default();
+        let old: Vec<_> = (0..100).map(|_| before.take(70_000).unwrap()).collect();
+        let mut after = Leases::default();
+        let new = after.take(71_000).unwrap();
+        assert!(old.iter().all(|l| l.generation < new.generation));
     }
 
     #[test]
     fn there_is_an_end() {
         let mut leases = Leases::default();
-        let all: Vec<_> = std::iter::from_fn(|| leases.take()).collect();
+        let all: Vec<_> = std::iter::from_fn(|| leases.take(1)).collect();
         assert_eq!(all.len(), LEASE_SLOTS as usize);
         leases.give_back(all[77]);
-        assert_eq!(leases.take().unwrap().slot, 77);
+        assert_eq!(leases.take(1).unwrap().slot, 77);
     }
 }

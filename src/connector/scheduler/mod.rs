@@ -21,13 +21,15 @@
 //!
 //! # In files
 //!
-//! [`options`] is what can be chosen, `state` the books and what both modes share, `pull` and `push` where they
-//! differ, `clip` which blocks are exchanged, `leases` and `heartbeats` those tables, `serve` the
-//! listener that gives the ranks' handshake payloads away.
+//! [`options`] is what can be chosen, `state` the books and the life of a request, `load` what is fetched for it
+//! and `hold` what is kept, `pull` and `push` where the modes differ, `clip` which blocks are exchanged,
+//! `leases` and `heartbeats` those tables, `serve` the listener that gives the ranks' handshake payloads away.
 
 mod clip;
 mod heartbeats;
+mod hold;
 mod leases;
+mod load;
 mod options;
 mod pull;
 mod push;
@@ -38,7 +40,7 @@ use std::sync::{Arc, Mutex};
 
 pub use options::{SchedulerOptions, TransferGroup};
 
-use crate::error::Result;
+use crate::error::{Result, Status, bail};
 use crate::side_channel::Rank;
 use crate::sync::lock;
 use serve::Listener;
@@ -94,7 +96,7 @@ pub struct Finished {
 pub struct SchedulerStats {
     /// Requests that were added with parameters and are not finished.
     pub requests: u64,
-    /// Of these, those whose KV is awaited.
+    /// Requests whose KV is awaited, those that have ended meanwhile too.
     pub receiving: u64,
     /// Finished requests whose blocks are kept.
     pub holds: u64,
@@ -136,12 +138,25 @@ impl Scheduler {
     /// A request has entered the engine. `params` is its `kv_transfer_params` as JSON; what cannot be
     /// read is logged, and the request is a local one. Returns how many trailing prompt tokens the engine
     /// must drop from it, since the consumer computes them itself.
-    pub fn add(&self, id: &str, params: &[u8], prompt_tokens: u64, reads_cache: bool) -> u64 {
-        let params = state::readable(id, params);
-        match params {
-            Some(params) => lock(&self.state).add(id, params, prompt_tokens, reads_cache),
-            None => 0,
+    ///
+    /// # Errors
+    /// `InvalidState` for an id under which something is still to be reported; `InvalidArgument` for one
+    /// with a NUL in it. Nothing has changed then.
+    pub fn add(
+        &self,
+        id: &str,
+        params: &[u8],
+        prompt_tokens: u64,
+        reads_cache: bool,
+    ) -> Result<u64> {
+        if id.contains('\0') {
+            bail!(Status::InvalidArgument, "request_id {id:?} contains a NUL");
         }
+        let Some(params) = state::readable(id, params) else {
+            return Ok(0);
+        };
+        let now = (self.clock)();
+        lock(&self.state).add(id, params, prompt_tokens, reads_cache, now)
     }
 
     /// How many of the prompt's tokens can be loaded from another engine beyond the first
@@ -154,6 +169,9 @@ impl Scheduler {
     /// group; `external_tokens` is what [`Scheduler::match_tokens`] said if the engine will wait for them,
     /// else 0. Returns whether the engine should note in the request's parameters that its transfer is
     /// arranged.
+    ///
+    /// # Errors
+    /// As [`Scheduler::finished`].
     pub fn allocated(
         &self,
         id: &str,
@@ -164,10 +182,11 @@ impl Scheduler {
         lock(&self.state).allocated(id, groups, external_tokens, now)
     }
 
-    /// What the workers have to do in this engine step, as bytes for each of them.
+    /// What the workers have to do in this engine step, as bytes for each of them. What is too much for
+    /// one step comes with the next.
     pub fn build_step(&self) -> Vec<u8> {
         let now = (self.clock)();
-        lock(&self.state).build_step(now).encode()
+        lock(&self.state).build_step(now)
     }
 
     /// Every rank has reported these requests as received or failed.
@@ -184,6 +203,10 @@ impl Scheduler {
 
     /// A request has ended, in whatever way, and its blocks are about to be freed. `groups` are its
     /// blocks, all of them up to `computed_tokens`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a wrong number of groups or more blocks than parameters can name. Nothing has
+    /// changed then.
     pub fn finished(
         &self,
         id: &str,

@@ -97,6 +97,9 @@ impl SchedulerOptions {
                     text.len()
                 )));
             }
+            if text.contains('\0') {
+                return Err(Error::invalid(format!("{name} {text:?} contains a NUL")));
+            }
         }
         check_ranks(&self.address(self.port)).map_err(|e| Error::invalid(e.message()))?;
         self.check_groups()?;

@@ -1,18 +1,20 @@
 //! The books, and what both modes do alike.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use super::clip::{Clipped, clip};
 use super::heartbeats::Heartbeats;
 use super::leases::Leases;
+use super::load::Load;
 use super::options::SchedulerOptions;
 use super::serve::Served;
 use super::{Finish, Finished, Keep, RequestBlocks, SchedulerStats};
 use crate::connector::params::{Params, Remote};
-use crate::connector::step::{Hold, Receive, Step};
-use crate::connector::{LEASE_SLOTS, LeaseRef, MAX_REQUEST_ID, Mode};
-use crate::error::{Error, Result};
+use crate::connector::step::Step;
+use crate::connector::step::codec::MAX_ENCODED;
+use crate::connector::{LeaseRef, MAX_REQUEST_ID, Mode};
+use crate::error::{Error, Result, Status, bail};
 
 /// Everything behind the lock.
 pub(super) struct State {
@@ -20,21 +22,23 @@ pub(super) struct State {
     /// Of the side channel, as other engines are told.
     pub(super) port: u16,
     pub(super) requests: HashMap<String, Request>,
-    /// Requests that are being received. Those that have ended meanwhile do not count.
-    receiving: usize,
+    /// Requests that are being received and have not ended.
+    pub(super) receiving: usize,
+    /// Those that have ended meanwhile, and will be reported.
+    pub(super) leaving: HashSet<String>,
     /// Blocks kept for readers, with their lease words.
     pub(super) holds: HashMap<String, Option<LeaseRef>>,
-    leases: Leases,
-    heartbeats: Heartbeats,
+    pub(super) leases: Leases,
+    pub(super) heartbeats: Heartbeats,
     /// What the next step will say. Holds have their deadline where the step has the time that is left.
     pub(super) step: Step,
     /// Counts steps, to tell what is in `step` from what the workers know already.
-    step_number: u64,
+    pub(super) step_number: u64,
     /// Push: when to give up on registrations, earliest first.
     pub(super) deadlines: BTreeMap<Deadline, String>,
-    deadlines_made: u64,
+    pub(super) deadlines_made: u64,
     /// Handshake payloads published.
-    published: u64,
+    pub(super) published: u64,
 }
 
 /// A time in nanoseconds, and a number that makes it unique.
@@ -47,20 +51,13 @@ pub(super) struct Request {
     pub(super) params: Params,
     /// Whom to ask. Taken out when the transfer is staged.
     pub(super) remote: Option<Remote>,
+    /// When it entered the engine.
+    pub(super) entered_ns: u64,
     /// The step in which it was last said to be in a batch.
-    batched: Option<u64>,
+    pub(super) batched: Option<u64>,
     /// The transfer that the engine waits for.
     pub(super) load: Option<Load>,
     pub(super) deadline: Option<Deadline>,
-}
-
-/// The transfer that the engine waits for: in which step it stands, and there at which index.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Load {
-    step: u64,
-    index: usize,
-    /// The workers have been told to stop it.
-    pub(super) stopped: bool,
 }
 
 /// The parameters of a request that has some. What cannot be read is logged and makes it a local one, so
@@ -109,6 +106,7 @@ impl State {
             options,
             requests: HashMap::new(),
             receiving: 0,
+            leaving: HashSet::new(),
             holds: HashMap::new(),
             leases: Leases::default(),
             step: Step::default(),
@@ -125,12 +123,15 @@ impl State {
         mut params: Params,
         prompt: u64,
         reads_cache: bool,
-    ) -> u64 {
+        now: u64,
+    ) -> Result<u64> {
+        self.check_free(id)?;
+        self.heartbeats.stop(id);
         if self.options.mode == Mode::Push && params.remote_request_id.is_none() {
             // The producer finds the request by this engine's id; only a heartbeat would say the other.
             params.remote_request_id = Some(id.to_owned());
         }
-        let remote = params.remote();
+        let remote = params.take_remote();
         let asks =
             params.do_remote_prefill || (params.do_remote_decode && self.options.bidirectional);
         if asks && remote.is_none() && !params.remote_block_ids.is_empty() {
@@ -150,14 +151,34 @@ impl State {
         let request = Request {
             params,
             remote,
+            entered_ns: now,
             batched: None,
             load: None,
             deadline: None,
         };
-        if let Some(before) = self.requests.insert(id.to_owned(), request) {
-            self.end_load(id, before);
+        self.requests.insert(id.to_owned(), request);
+        Ok(drop)
+    }
+
+    /// Refuses an id that is still to be reported. The report could not be told from that of the new
+    /// request, which would run on blocks that are being written to, or lose its own.
+    fn check_free(&self, id: &str) -> Result<()> {
+        let load = self.requests.get(id).and_then(|r| r.load);
+        if load.is_some() || self.leaving.contains(id) {
+            bail!(
+                Status::InvalidState,
+                "request \"{id}\" is still being received; its id is free when it has been reported as \
+                 received"
+            );
         }
-        drop
+        if self.holds.contains_key(id) {
+            bail!(
+                Status::InvalidState,
+                "the blocks of a request \"{id}\" are still kept; its id is free when it has been \
+                 reported as sent"
+            );
+        }
+        Ok(())
     }
 
     /// Trailing prompt tokens that the producer leaves to the consumer.
@@ -179,92 +200,14 @@ impl State {
     }
 
     /// Whether the request's KV is to be fetched and it is known where from.
-    fn can_fetch(&self, request: &Request) -> bool {
+    pub(super) fn can_fetch(&self, request: &Request) -> bool {
         let p = &request.params;
         request.remote.is_some()
             && (self.options.mode == Mode::Push || !p.remote_block_ids.is_empty())
             && (p.do_remote_prefill || self.is_next_turn(p))
     }
 
-    pub(super) fn allocated(
-        &mut self,
-        id: &str,
-        groups: &[RequestBlocks<'_>],
-        external_tokens: u64,
-        now: u64,
-    ) -> Result<bool> {
-        let Some(request) = self.requests.get_mut(id) else {
-            return Ok(false);
-        };
-        let local = match external_tokens {
-            0 => Clipped::default(),
-            _ => clip(&self.options, groups)?,
-        };
-        // A consumer that keeps its blocks for the next turn becomes a producer then.
-        if (request.params.do_remote_decode || self.options.bidirectional)
-            && request.batched != Some(self.step_number)
-        {
-            request.batched = Some(self.step_number);
-            self.step.in_batch.push(id.to_owned());
-        }
-        let p = &self.requests[id].params;
-        if !(p.do_remote_prefill || self.is_next_turn(p)) {
-            return Ok(false);
-        }
-        let fetch = self.can_fetch(&self.requests[id]);
-        if fetch {
-            let awaited = external_tokens > 0;
-            self.stage(id, local, awaited);
-            if awaited && self.options.mode == Mode::Push {
-                self.watch(id, now);
-            }
-        }
-        if let Some(request) = self.requests.get_mut(id) {
-            request.params.do_remote_prefill = false;
-            request.params.remote_blocks_processed = true;
-        }
-        Ok(true)
-    }
-
-    /// Puts a transfer into the step that is being made. If nothing is missing here, the producer is only
-    /// told that its blocks are not needed.
-    fn stage(&mut self, id: &str, local: Clipped, awaited: bool) {
-        let Some(request) = self.requests.get_mut(id) else {
-            return;
-        };
-        let Some(remote) = request.remote.take() else {
-            return;
-        };
-        let receive = receive(id, remote, &mut request.params, local, awaited);
-        let list = match (self.options.mode, awaited) {
-            (Mode::Push, true) => &mut self.step.registrations,
-            _ => &mut self.step.receives,
-        };
-        if awaited {
-            self.receiving += 1;
-            request.load = Some(Load {
-                step: self.step_number,
-                index: list.len(),
-                stopped: false,
-            });
-        } else {
-            self.heartbeats.stop(id);
-        }
-        list.push(receive);
-    }
-
-    /// Push: begins to wait for a registration.
-    fn watch(&mut self, id: &str, now: u64) {
-        let timeout = nanoseconds(self.options.registration_timeout);
-        self.deadlines_made += 1;
-        let deadline = (now.saturating_add(timeout), self.deadlines_made);
-        self.deadlines.insert(deadline, id.to_owned());
-        if let Some(request) = self.requests.get_mut(id) {
-            request.deadline = Some(deadline);
-        }
-    }
-
-    pub(super) fn build_step(&mut self, now: u64) -> Step {
+    pub(super) fn build_step(&mut self, now: u64) -> Vec<u8> {
         self.give_up(now);
         let mut step = std::mem::take(&mut self.step);
         self.step_number += 1;
@@ -272,24 +215,32 @@ impl State {
         for hold in &mut step.holds {
             hold.remaining_ns = hold.remaining_ns.saturating_sub(now);
         }
-        step.heartbeats = self.heartbeats.take(now);
-        step
+        step.heartbeats.extend(self.heartbeats.take(now));
+        let bytes = step.encode();
+        if bytes.len() <= MAX_ENCODED {
+            return bytes;
+        }
+        let rest = step.cut(MAX_ENCODED);
+        self.carry_over(rest, now);
+        step.encode()
     }
 
-    pub(super) fn received(&mut self, id: &str) {
-        self.heartbeats.stop(id);
-        if let Some(request) = self.requests.get_mut(id) {
-            self.receiving -= usize::from(request.load.take().is_some());
-            if let Some(deadline) = request.deadline.take() {
-                self.deadlines.remove(&deadline);
+    /// What did not fit begins the next step. Nobody has heard of it: it may still be changed.
+    fn carry_over(&mut self, mut rest: Step, now: u64) {
+        for hold in &mut rest.holds {
+            hold.remaining_ns = hold.remaining_ns.saturating_add(now);
+        }
+        let list = match self.options.mode {
+            Mode::Pull => &rest.receives,
+            Mode::Push => &rest.registrations,
+        };
+        for (index, receive) in list.iter().enumerate().filter(|(_, r)| r.awaited) {
+            let request = self.requests.get_mut(&receive.request_id);
+            if let Some(load) = request.and_then(|r| r.load.as_mut()) {
+                (load.step, load.index) = (self.step_number, index);
             }
         }
-    }
-
-    pub(super) fn sent(&mut self, id: &str) {
-        if let Some(Some(lease)) = self.holds.remove(id) {
-            self.leases.give_back(lease);
-        }
+        self.step = rest;
     }
 
     pub(super) fn finished(
@@ -301,7 +252,7 @@ impl State {
         now: u64,
     ) -> Result<Finished> {
         if !self.requests.contains_key(id) {
-            return Ok(Finished::default());
+            return Ok(self.finished_before(id));
         }
         let blocks = match groups {
             [] => Clipped::default(),
@@ -316,6 +267,7 @@ impl State {
             return Ok(Finished::default());
         }
         let producer = request.params.do_remote_decode;
+        let batched = request.batched;
         let keep = match self.end_load(id, request) {
             true => Keep::UntilReceived,
             false => Keep::No,
@@ -324,126 +276,34 @@ impl State {
         if !producer && !self.options.bidirectional {
             return Ok(ended);
         }
-        if !matches!(how, Finish::Length | Finish::Stop) {
-            self.step.forget.push(id.to_owned());
+        let kept = matches!(how, Finish::Length | Finish::Stop);
+        let empty = blocks.ids.iter().all(Vec::is_empty);
+        if !kept || (empty && batched.is_some()) {
+            self.forget(id, batched);
+        }
+        if !kept {
             return Ok(ended);
         }
         Ok(self.hold(id, producer, blocks.ids, computed_tokens, now))
     }
 
-    /// The request ends before its KV was asked for: its producer need not wait.
-    fn decline(&mut self, id: &str, request: &mut Request) {
-        if self.can_fetch(request) {
-            if let Some(remote) = request.remote.take() {
-                let nothing = Clipped::default();
-                let told = receive(id, remote, &mut request.params, nothing, false);
-                self.step.receives.push(told);
-            }
-        }
-    }
-
-    /// The engine no longer wants what it waits for. Whether it did.
-    fn end_load(&mut self, id: &str, request: Request) -> bool {
-        if let Some(deadline) = request.deadline {
-            self.deadlines.remove(&deadline);
-        }
-        let Some(load) = request.load else {
-            return false;
+    /// Nobody's, or one that has ended and is said to end again: what was answered then still holds.
+    fn finished_before(&self, id: &str) -> Finished {
+        let keep = match (self.leaving.contains(id), self.holds.contains_key(id)) {
+            (true, _) => Keep::UntilReceived,
+            (_, true) => Keep::UntilSent,
+            _ => Keep::No,
         };
-        self.receiving -= 1;
-        let pending = load.step == self.step_number && self.options.mode == Mode::Pull;
-        match self.step.receives.get_mut(load.index) {
-            // The workers have not heard of it: there is nothing to read and nothing to stop.
-            Some(receive) if pending => {
-                receive.local.clear();
-                receive.local_first.clear();
-            }
-            _ if !load.stopped => self.step.cancel.push(id.to_owned()),
-            _ => {}
-        }
-        true
+        Finished { keep, params: None }
     }
 
-    /// Keeps a finished request's blocks for the other side and says how to get them.
-    fn hold(
-        &mut self,
-        id: &str,
-        producer: bool,
-        blocks: Vec<Vec<u32>>,
-        computed_tokens: u64,
-        now: u64,
-    ) -> Finished {
-        let mut params = self.own_params(id, producer);
-        let keep = match blocks.iter().all(Vec::is_empty) {
-            true => Keep::No,
-            false => {
-                let lease = self.take_lease();
-                let time = match producer {
-                    true => self.options.lease,
-                    false => self.options.pin,
-                };
-                let deadline = now.saturating_add(nanoseconds(time));
-                if !producer {
-                    params.remote_blocks_expiry_time = Some(deadline as f64 / 1e9);
-                }
-                params.remote_num_tokens = computed_tokens;
-                params.kvferry_lease = lease;
-                self.record_hold(id, deadline, lease);
-                self.offer(id, &blocks, computed_tokens);
-                Keep::UntilSent
-            }
-        };
-        params.remote_block_ids = blocks;
-        Finished {
-            keep,
-            params: Some(params.to_json(self.options.mode)),
+    /// No lease will follow. Workers take what they are to forget first, so that an id can be used again
+    /// in the same step.
+    fn forget(&mut self, id: &str, batched: Option<u64>) {
+        if batched == Some(self.step_number) {
+            self.step.in_batch.retain(|other| other != id);
         }
-    }
-
-    fn record_hold(&mut self, id: &str, deadline: u64, lease: Option<LeaseRef>) {
-        self.step.holds.push(Hold {
-            request_id: id.to_owned(),
-            remaining_ns: deadline,
-            lease,
-        });
-        // An engine that uses an id again before it was reported: readers of the old blocks will find
-        // the word taken over, and fail.
-        if let Some(Some(before)) = self.holds.insert(id.to_owned(), lease) {
-            self.leases.give_back(before);
-        }
-    }
-
-    fn take_lease(&mut self) -> Option<LeaseRef> {
-        let lease = self.leases.take();
-        if lease.is_none() {
-            log::warn!(
-                "all {LEASE_SLOTS} lease words are in use: blocks are kept, but their reader cannot make \
-                 sure of it"
-            );
-        }
-        lease
-    }
-
-    /// Parameters that name this engine.
-    fn own_params(&self, id: &str, producer: bool) -> Params {
-        let o = &self.options;
-        Params {
-            do_remote_prefill: producer,
-            do_remote_decode: !producer,
-            remote_engine_id: Some(o.engine_id.clone()),
-            remote_request_id: Some(id.to_owned()),
-            remote_host: Some(o.host.clone()),
-            remote_port: Some(self.port),
-            tp_size: Some(o.tp_size),
-            dcp_size: Some(o.dcp_size),
-            pp_size: Some(o.pp_size),
-            transfer_mode: Some(o.mode.name().to_owned()),
-            remote_registration_generation: match o.state_registrations {
-                true => self.published,
-                false => 0,
-            },
-            ..Params::default()
-        }
+        self.step.forget.push(id.to_owned());
     }
 
     pub(super) fn served(&mut self, served: Served) {
@@ -454,35 +314,11 @@ impl State {
     pub(super) fn stats(&self) -> SchedulerStats {
         SchedulerStats {
             requests: self.requests.len() as u64,
-            receiving: self.receiving as u64,
+            receiving: (self.receiving + self.leaving.len()) as u64,
             holds: self.holds.len() as u64,
             leases: self.leases.in_use() as u64,
             heartbeats: self.heartbeats.requests() as u64,
             peers: self.heartbeats.peers() as u64,
         }
-    }
-}
-
-/// A transfer, or word to the producer that there will be none. Takes the producer's blocks out of the
-/// parameters.
-fn receive(
-    id: &str,
-    remote: Remote,
-    params: &mut Params,
-    local: Clipped,
-    awaited: bool,
-) -> Receive {
-    Receive {
-        request_id: id.to_owned(),
-        peer: remote.peer,
-        remote_request_id: remote.request_id,
-        local: local.ids,
-        local_first: local.first,
-        remote: std::mem::take(&mut params.remote_block_ids),
-        tokens: params.remote_num_tokens,
-        awaited,
-        expiry: params.remote_blocks_expiry_time,
-        lease: params.kvferry_lease,
-        registration: params.remote_registration_generation,
     }
 }

@@ -12,7 +12,7 @@
 //! pushes         count  id tokens count blocks...         bit 7
 //!
 //! receive  id flags peer id  count (first blocks)...  count blocks...  tokens registration
-//!          [expiry: 8 bytes, little-endian double] [lease]
+//!          [expiry: 8 bytes, little-endian double] [lease] [waited_ns]
 //! peer     engine_id host port tp_size pp_size dcp_size
 //! blocks   count id...      each as its distance from the one expected, which is the one before plus
 //!                           one, at first 0; as 2d for d >= 0 and -2d - 1 for d < 0
@@ -38,6 +38,7 @@ pub const MAX_ENCODED: usize = 64 << 20;
 const AWAITED: u32 = 1;
 const EXPIRY: u32 = 2;
 const LEASE: u32 = 4;
+const WAITED: u32 = 8;
 
 /// Least bytes that one record takes.
 const LEAST_RECEIVE: usize = 16;
@@ -108,7 +109,7 @@ fn list<T>(w: &mut Writer, items: &[T], one: impl Fn(&mut Writer, &T)) {
     }
 }
 
-fn write_id(w: &mut Writer, id: &String) {
+pub(super) fn write_id(w: &mut Writer, id: &String) {
     w.bytes(id.as_bytes());
 }
 
@@ -137,12 +138,15 @@ fn write_lease(w: &mut Writer, lease: LeaseRef) {
     w.numbers([lease.slot.into(), lease.generation]);
 }
 
-fn write_receive(w: &mut Writer, r: &Receive) {
+pub(super) fn write_receive(w: &mut Writer, r: &Receive) {
     debug_assert_eq!(r.local.len(), r.local_first.len());
     write_id(w, &r.request_id);
     let set = |on: bool, bit: u32| if on { u64::from(bit) } else { 0 };
     w.number(
-        set(r.awaited, AWAITED) | set(r.expiry.is_some(), EXPIRY) | set(r.lease.is_some(), LEASE),
+        set(r.awaited, AWAITED)
+            | set(r.expiry.is_some(), EXPIRY)
+            | set(r.lease.is_some(), LEASE)
+            | set(r.waited_ns > 0, WAITED),
     );
     write_peer(w, &r.peer);
     write_id(w, &r.remote_request_id);
@@ -159,9 +163,12 @@ fn write_receive(w: &mut Writer, r: &Receive) {
     if let Some(lease) = r.lease {
         write_lease(w, lease);
     }
+    if r.waited_ns > 0 {
+        w.number(r.waited_ns);
+    }
 }
 
-fn write_hold(w: &mut Writer, h: &Hold) {
+pub(super) fn write_hold(w: &mut Writer, h: &Hold) {
     write_id(w, &h.request_id);
     w.number(if h.lease.is_some() { LEASE.into() } else { 0 });
     w.number(h.remaining_ns);
@@ -170,12 +177,12 @@ fn write_hold(w: &mut Writer, h: &Hold) {
     }
 }
 
-fn write_heartbeat(w: &mut Writer, h: &Heartbeat) {
+pub(super) fn write_heartbeat(w: &mut Writer, h: &Heartbeat) {
     write_peer(w, &h.peer);
     list(w, &h.remote_request_ids, write_id);
 }
 
-fn write_push(w: &mut Writer, p: &Push) {
+pub(super) fn write_push(w: &mut Writer, p: &Push) {
     write_id(w, &p.request_id);
     w.number(p.tokens);
     list(w, &p.blocks, |w, ids| write_blocks(w, ids));
@@ -241,13 +248,22 @@ fn read_section<'a, T>(
 }
 
 fn read_id(r: &mut Reader<'_>) -> Result<String> {
-    Ok(r.text(MAX_REQUEST_ID, "request id")?.to_owned())
+    read_text(r, MAX_REQUEST_ID, "request id")
+}
+
+/// Texts of steps come out of the library as C strings.
+fn read_text(r: &mut Reader<'_>, max: usize, name: &str) -> Result<String> {
+    let text = r.text(max, name)?;
+    if text.contains('\0') {
+        bail!(Status::PeerIncompatible, "{name} {text:?} contains a NUL");
+    }
+    Ok(text.to_owned())
 }
 
 fn read_peer(r: &mut Reader<'_>) -> Result<PeerAddress> {
     let peer = PeerAddress {
-        engine_id: r.text(MAX_ENGINE_ID, "engine_id")?.to_owned(),
-        host: r.text(MAX_ENGINE_ID, "host")?.to_owned(),
+        engine_id: read_text(r, MAX_ENGINE_ID, "engine_id")?,
+        host: read_text(r, MAX_ENGINE_ID, "host")?,
         port: port(r.small("port")?)?,
         tp_size: r.small("tp_size")?,
         pp_size: r.small("pp_size")?,
@@ -302,7 +318,7 @@ fn read_flags(r: &mut Reader<'_>, known: u32) -> Result<u32> {
 
 fn read_receive(r: &mut Reader<'_>) -> Result<Receive> {
     let request_id = read_id(r)?;
-    let flags = read_flags(r, AWAITED | EXPIRY | LEASE)?;
+    let flags = read_flags(r, AWAITED | EXPIRY | LEASE | WAITED)?;
     let peer = read_peer(r)?;
     let remote_request_id = read_id(r)?;
     let groups = r.count("local", MAX_GROUPS, 2)?;
@@ -323,7 +339,21 @@ fn read_receive(r: &mut Reader<'_>) -> Result<Receive> {
         awaited: flags & AWAITED != 0,
         expiry: (flags & EXPIRY != 0).then(|| read_expiry(r)).transpose()?,
         lease: (flags & LEASE != 0).then(|| read_lease(r)).transpose()?,
+        waited_ns: match flags & WAITED {
+            0 => 0,
+            _ => read_waited(r)?,
+        },
     })
+}
+
+fn read_waited(r: &mut Reader<'_>) -> Result<u64> {
+    match r.number("waited_ns")? {
+        0 => bail!(
+            Status::PeerIncompatible,
+            "waited_ns is said to be there and is 0"
+        ),
+        ns => Ok(ns),
+    }
 }
 
 fn read_expiry(r: &mut Reader<'_>) -> Result<f64> {

@@ -4,6 +4,7 @@
 //! bounds, because a fleet may carry them between machines. [`codec`] has the form.
 
 pub mod codec;
+mod cut;
 
 use super::{LeaseRef, PeerAddress};
 
@@ -63,6 +64,10 @@ pub struct Receive {
     /// (vLLM 0.33's `remote_registration_generation`); 0 is "not stated". A larger number than the one
     /// that the last handshake with this peer was for means that the handshake has to be done again.
     pub registration: u64,
+    /// How long ago the request entered this engine, in nanoseconds, when it was put into the step: its
+    /// producer had finished it no later than that. Of use where no word and no deadline tells until when
+    /// the blocks are kept.
+    pub waited_ns: u64,
 }
 
 /// A finished request whose blocks are kept.

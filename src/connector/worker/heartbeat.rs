@@ -12,9 +12,10 @@ use crate::connector::wire::{self, Notification};
 
 /// Until when producers without lease words keep requests at the least, by engine and their id.
 ///
-/// Blocks are kept for at least a lease from when this rank first hears of the request: it was finished
-/// no later than that, but not long before. What a router holds back for long is read too late without a
-/// word to tell; see the room's documentation.
+/// Counted is from when the request entered this engine, be it by the first heartbeat, which the scheduler
+/// half orders with the next step, or by how long the receive says that it has waited since: the producer had
+/// finished it no later than that. How long before nobody here knows: what a router holds back for long is
+/// read too late without a word to tell; see the room's documentation.
 ///
 /// What was heard of before an engine was lost says nothing of one that has come back under the same id.
 #[derive(Default)]
@@ -30,13 +31,13 @@ struct Estimate {
 }
 
 impl Estimates {
-    /// A request is heard of, perhaps for the first time.
-    pub(super) fn heard(&mut self, engine_id: &str, id: &str, lease: Duration, now: Instant) {
+    /// A request is heard of, perhaps for the first time, and has been here since then.
+    pub(super) fn heard(&mut self, engine_id: &str, id: &str, lease: Duration, since: Instant) {
         self.known
             .entry((engine_id.to_owned(), id.to_owned()))
             .or_insert(Estimate {
-                heard: now,
-                until: now + lease,
+                heard: since,
+                until: since + lease,
             });
     }
 

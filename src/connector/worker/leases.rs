@@ -12,12 +12,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::agent::Agent;
+use crate::clock;
 use crate::connector::step::Hold;
 use crate::connector::{LEASE_SLOTS, LeaseRef};
 use crate::error::Result;
 use crate::memory::{MemDesc, MemKind};
 
 /// The words by which readers tell whether they read in time, in registered memory.
+///
+/// Generations are times ([`LeaseRef::generation`]), and all words begin with the time at which the table
+/// was made. So a lease that this engine gave in a former life has ended as far as any reader can see,
+/// although the engine may have the same id now, and the table the same place.
+///
+/// That takes two things of the clocks: that of the engine's scheduler must not be behind this rank's by
+/// more than the time between the making of the table and the first lease, or its leases look over until it
+/// has caught up ([`Leases::arm`] says so); nor ahead by more than the time between its last lease and the
+/// making of the table in the next life. In one machine there is one clock, and it would have to be set.
 pub(super) struct LeaseTable {
     agent: Arc<Agent>,
     words: Box<[AtomicU64]>,
@@ -25,7 +35,13 @@ pub(super) struct LeaseTable {
 
 impl LeaseTable {
     pub(super) fn new(agent: Arc<Agent>) -> Result<Self> {
-        let words: Box<[AtomicU64]> = (0..LEASE_SLOTS).map(|_| AtomicU64::new(0)).collect();
+        Self::since(agent, clock::realtime_us())
+    }
+
+    /// One whose words say that all generations up to this one have ended.
+    fn since(agent: Arc<Agent>, generation: u64) -> Result<Self> {
+        let first = || AtomicU64::new(generation.saturating_mul(2));
+        let words: Box<[AtomicU64]> = (0..LEASE_SLOTS).map(|_| first()).collect();
         let table = LeaseTable { agent, words };
         table
             .agent
@@ -47,19 +63,21 @@ impl LeaseTable {
         (self.range().addr, u64::from(LEASE_SLOTS))
     }
 
-    /// A word only ever grows, whatever is asked of it.
-    fn raise(&self, slot: u32, value: u64) {
-        if let Some(word) = self.words.get(slot as usize) {
-            word.fetch_max(value, Ordering::AcqRel);
-        }
+    /// A word only ever grows, whatever is asked of it. What it was.
+    fn raise(&self, slot: u32, value: u64) -> u64 {
+        let word = self.words.get(slot as usize);
+        word.map_or(0, |word| word.fetch_max(value, Ordering::AcqRel))
     }
 
-    fn arm(&self, lease: LeaseRef) {
-        self.raise(lease.slot, lease.generation.saturating_mul(2) - 1);
+    /// What the word says if it says that the lease is over already, and goes on saying so.
+    fn arm(&self, lease: LeaseRef) -> Option<u64> {
+        let value = lease.generation.saturating_mul(2) - 1;
+        let before = self.raise(lease.slot, value);
+        (before > value).then_some(before)
     }
 
     fn end(&self, lease: LeaseRef) {
-        self.raise(lease.slot, lease.generation.saturating_mul(2));
+        let _ = self.raise(lease.slot, lease.generation.saturating_mul(2));
     }
 }
 
@@ -126,6 +144,8 @@ pub(super) struct Leases {
     readers: HashMap<String, Readers>,
     /// Requests whose readers were through before their lease came.
     early: HashSet<String>,
+    /// It was said that leases come too late.
+    warned: bool,
 }
 
 impl Leases {
@@ -138,6 +158,7 @@ impl Leases {
             due: BinaryHeap::new(),
             readers: HashMap::new(),
             early: HashSet::new(),
+            warned: false,
         }
     }
 
@@ -185,7 +206,9 @@ impl Leases {
             hold.lease.inspect(|lease| self.table.end(*lease));
             return true;
         }
-        hold.lease.inspect(|lease| self.table.arm(*lease));
+        if let Some(lease) = hold.lease {
+            self.arm_word(lease, &hold.request_id);
+        }
         let remaining = Duration::from_nanos(hold.remaining_ns);
         let deadline = now.checked_add(remaining).unwrap_or(now + MOST);
         self.due.push(Reverse((deadline, hold.request_id.clone())));
@@ -198,6 +221,22 @@ impl Leases {
             },
         );
         false
+    }
+
+    /// A lease whose word is above it already is kept all the same; its readers will find it over.
+    fn arm_word(&mut self, lease: LeaseRef, request_id: &str) {
+        let Some(word) = self.table.arm(lease) else {
+            return;
+        };
+        if !std::mem::replace(&mut self.warned, true) {
+            log::warn!(
+                "request \"{request_id}\" has generation {} of lease word {}, which stands at {word}: the \
+                 clock of the engine's scheduler is behind this rank's, or was set back. Until it has \
+                 caught up, all readers find their leases over",
+                lease.generation,
+                lease.slot
+            );
+        }
     }
 
     /// A reader is through, and says that there are `wanted` of them. They may disagree: blocks are

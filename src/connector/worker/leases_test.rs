@@ -2,13 +2,7 @@ use super::*;
 use crate::transport::AgentOptions;
 
 fn leases(lease: Duration) -> (Leases, Arc<LeaseTable>) {
-    let options = AgentOptions {
-        name: "leases".into(),
-        transport: "test".into(),
-        ..AgentOptions::default()
-    };
-    let agent = Arc::new(Agent::create(&options).unwrap());
-    let table = Arc::new(LeaseTable::new(agent).unwrap());
+    let table = Arc::new(LeaseTable::since(test_agent("leases"), 0).unwrap());
     (Leases::new(table.clone(), lease), table)
 }
 
@@ -165,4 +159,45 @@ fn an_id_that_is_used_again_gives_up_its_first_lease() {
     // The reader of the first use does not count for the second.
     assert_eq!(l.read_done("a", 2), ReadDone::Counted);
     assert_eq!(l.read_done("a", 2), ReadDone::Complete);
+}
+
+fn test_agent(name: &str) -> Arc<Agent> {
+    let options = AgentOptions {
+        name: name.into(),
+        transport: "test".into(),
+        ..AgentOptions::default()
+    };
+    Arc::new(Agent::create(&options).unwrap())
+}
+
+/// What a reader of the former life wants to see is a word below twice its generation.
+#[test]
+fn a_new_table_has_ended_all_that_was_given_before() {
+    let before = clock::realtime_us();
+    let table = Arc::new(LeaseTable::new(test_agent("reborn")).unwrap());
+    assert!(
+        table
+            .words
+            .iter()
+            .all(|w| w.load(Ordering::Acquire) >= 2 * before)
+    );
+    // What is given from now on is kept.
+    let mut l = Leases::new(table.clone(), LEASE);
+    let generation = clock::realtime_us() + 1;
+    l.arm(hold("a", 30, 3, generation), Instant::now());
+    assert_eq!(word(&table, 3), 2 * generation - 1);
+    assert!(!l.warned);
+}
+
+/// A scheduler whose clock is behind: the blocks are kept, and no reader takes the word for its lease.
+#[test]
+fn a_lease_from_before_the_table_is_over_for_its_readers() {
+    let table = Arc::new(LeaseTable::since(test_agent("skewed"), 1000).unwrap());
+    let mut l = Leases::new(table.clone(), LEASE);
+    l.arm(hold("a", 30, 3, 1000), Instant::now());
+    assert_eq!((word(&table, 3), l.held(), l.warned), (2000, 1, true));
+    assert_eq!(l.read_done("a", 1), ReadDone::Complete);
+    assert_eq!(word(&table, 3), 2000);
+    l.arm(hold("b", 30, 3, 1001), Instant::now());
+    assert_eq!(word(&table, 3), 2001);
 }

@@ -17,7 +17,7 @@
 //!
 //! - A request is reported once, and as received only when every byte is in place and was its own: where
 //!   the producer is kvferry the lease word proves that ([`LeaseRef`](super::LeaseRef)); with a producer
-//!   that has no such words a lease is estimated, from when this rank first heard of the request and from
+//!   that has no such words a lease is estimated, from when the request entered this engine and from
 //!   the heartbeats it sent. The estimate takes it that the producer's lease is as long as ours, and
 //!   that the router did not hold the request back.
 //! - It is reported as failed only when nothing will be written into its blocks any more. (A producer that

@@ -27,6 +27,8 @@ pub(super) enum Waiting {
     Receive(String),
     /// A push of this id.
     Push(String),
+    /// Word that nothing is wanted of this request of the other engine's.
+    Farewell { remote_id: String },
 }
 
 enum State {

@@ -50,6 +50,13 @@ impl Pushes {
         !self.by_id.is_empty()
     }
 
+    /// Whether a push waits for this handshake.
+    pub(super) fn waits_for(&self, id: &str, key: &Key) -> bool {
+        let waits =
+            |p: &Pushing| p.ticket.is_none() && p.to.as_ref().map(key_of).as_ref() == Some(key);
+        self.by_id.get(id).is_some_and(waits)
+    }
+
     fn insert(&mut self, what: Push, to: Option<PushRegistration>) {
         let id = what.request_id.clone();
         self.remove(&id);
@@ -148,7 +155,10 @@ impl Core {
 
     /// Goes on with a push that may have what it waited for.
     pub(super) fn resume_push(&mut self, id: &str) {
-        let Some(to) = self.pushes.by_id.get(id).and_then(|p| p.to.as_ref()) else {
+        // One that is being written has been resumed already, for another waiter of the same name.
+        let waits = |p: &&Pushing| p.ticket.is_none();
+        let push = self.pushes.by_id.get(id).filter(waits);
+        let Some(to) = push.and_then(|p| p.to.as_ref()) else {
             return;
         };
         let address = address_of(to);

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::link::{Link, Purpose};
 use super::peers::{Key, Waiting, Wanted};
@@ -83,6 +83,14 @@ impl Receives {
         self.by_id.values().filter(written).count()
     }
 
+    /// Whether a receive waits for this handshake.
+    pub(super) fn waits_for(&self, id: &str, key: &Key) -> bool {
+        let waits = |r: &Receiving| {
+            matches!(r.stage, Stage::Waiting) && r.what.peer.engine_id == key.engine_id
+        };
+        self.by_id.get(id).is_some_and(waits)
+    }
+
     /// Engines that something is wanted of.
     pub(super) fn engines(&self) -> HashSet<String> {
         let engines = self.by_id.values().map(|r| r.what.peer.engine_id.clone());
@@ -93,6 +101,9 @@ impl Receives {
 impl Core {
     /// A receive is asked for.
     pub(super) fn receive(&mut self, what: Receive) {
+        if !what.awaited && what.local.iter().all(Vec::is_empty) {
+            return self.let_go(&what);
+        }
         let now = Instant::now();
         let id = what.request_id.clone();
         if self.receives.by_id.contains_key(&id) {
@@ -102,10 +113,31 @@ impl Core {
             return;
         }
         let lease = self.shared.options.lease;
-        self.estimates
-            .heard(&what.peer.engine_id, &what.remote_request_id, lease, now);
+        // Without a time, which is longer ago than there is a clock, nothing is taken to be kept.
+        if let Some(since) = now.checked_sub(Duration::from_nanos(what.waited_ns)) {
+            let (engine_id, remote_id) = (&what.peer.engine_id, &what.remote_request_id);
+            self.estimates.heard(engine_id, remote_id, lease, since);
+        }
         self.receives.by_id.insert(id.clone(), Receiving::new(what));
         self.resume(&id);
+    }
+
+    /// Nothing is wanted of a request, and its producer is told. This is not reported and so has no hold on
+    /// the id here: the engine may be using it again when the handshake is done.
+    fn let_go(&mut self, what: &Receive) {
+        if self.shared.options.mode == Mode::Push {
+            // Who writes learns it by not being registered with.
+            return;
+        }
+        let remote_id = what.remote_request_id.clone();
+        let waiting = Some(Waiting::Farewell {
+            remote_id: remote_id.clone(),
+        });
+        match self.want(Purpose::Transfer, &what.peer, what.registration, waiting) {
+            Wanted::Later(_) => {}
+            Wanted::Refused(e) => not_let_go(&remote_id, &e),
+            Wanted::Link(link) => self.tell_done(&link, &remote_id),
+        }
     }
 
     /// A receive is asked for and called off in one breath.
@@ -210,6 +242,11 @@ impl Core {
             let Some(id) = self.receives.backlog.pop_front() else {
                 return;
             };
+            let waits = |r: &Receiving| matches!(r.stage, Stage::Backlog);
+            if !self.receives.by_id.get(&id).is_some_and(waits) {
+                // Cancelled meanwhile; the id may be another request's.
+                continue;
+            }
             self.set_stage(&id, Stage::Arrived);
             self.safely("a receive", |core| core.resume(&id));
             self.answer_if_lost(&id);
@@ -313,13 +350,9 @@ impl Core {
             // Nothing moves. What is left to do is to tell the producer, once that is possible.
             Stage::Arrived | Stage::Waiting | Stage::Backlog => {
                 let canceled = Error::new(Status::Canceled, "the request was cancelled");
-                let mut rest = r.what.clone();
+                let what = r.what.clone();
                 self.fail(id, canceled);
-                if self.shared.options.mode == Mode::Pull {
-                    rest.local.iter_mut().for_each(Vec::clear);
-                    rest.awaited = false;
-                    self.receive(rest);
-                }
+                self.let_go(&what);
             }
         }
     }
@@ -379,7 +412,7 @@ impl Core {
     }
 
     /// Tells all ranks that wait for it that this rank is done with a request.
-    fn tell_done(&mut self, link: &Link, remote_id: &str) {
+    pub(super) fn tell_done(&mut self, link: &Link, remote_id: &str) {
         let message = Notification::done(remote_id, submission::readers(link)).encode();
         let message = match message {
             Ok(message) => message,
@@ -398,6 +431,11 @@ impl Core {
             log::warn!("agent \"{agent}\" could not be told; its lease frees the blocks: {e}");
         }
     }
+}
+
+/// A producer could not be told that nothing is wanted of it.
+pub(super) fn not_let_go(remote_id: &str, e: &Error) {
+    log::debug!("request \"{remote_id}\" is not let go, its lease frees it: {e}");
 }
 
 pub(super) fn key_for(purpose: Purpose, engine_id: &str) -> Key {

@@ -14,7 +14,7 @@ use super::link::{Link, Purpose};
 use super::outbox::Once;
 use super::peers::{Key, Peers, Waiting, Wanted};
 use super::push::Pushes;
-use super::receive::Receives;
+use super::receive::{Receives, not_let_go};
 use super::stats::Kind;
 use super::{Cache, Shared, still_moving};
 use crate::agent::Agent;
@@ -141,11 +141,12 @@ impl Core {
 
     fn step(&mut self, step: Step) {
         let now = Instant::now();
-        for id in step.in_batch {
-            self.leases.in_batch(id);
-        }
+        // First: an id that is forgotten may be in use again in the same step.
         for id in &step.forget {
             self.leases.forget(id);
+        }
+        for id in step.in_batch {
+            self.leases.in_batch(id);
         }
         for hold in step.holds {
             self.safely("a hold", |core| {
@@ -240,17 +241,28 @@ impl Core {
                 (self.peers.failed(task, now), Err(e))
             }
         };
-        self.tell(waiting, &outcome);
+        self.tell(&task.key, waiting, &outcome);
     }
 
     /// Those who have waited for this peer go on, or fail.
-    fn tell(&mut self, waiting: Vec<Waiting>, outcome: &Result<Arc<Link>>) {
+    fn tell(&mut self, key: &Key, waiting: Vec<Waiting>, outcome: &Result<Arc<Link>>) {
         for waiter in waiting {
+            // Its id may have come to name another request meanwhile.
+            let stale = match &waiter {
+                Waiting::Receive(id) => !self.receives.waits_for(id, key),
+                Waiting::Push(id) => !self.pushes.waits_for(id, key),
+                Waiting::Farewell { .. } => false,
+            };
+            if stale {
+                continue;
+            }
             self.safely("a request that waited", |core| match (&waiter, outcome) {
                 (Waiting::Receive(id), Ok(_)) => core.resume(id),
                 (Waiting::Receive(id), Err(e)) => core.fail(id, e.clone()),
                 (Waiting::Push(id), Ok(_)) => core.resume_push(id),
                 (Waiting::Push(id), Err(e)) => core.drop_push(id, e),
+                (Waiting::Farewell { remote_id }, Ok(link)) => core.tell_done(link, remote_id),
+                (Waiting::Farewell { remote_id }, Err(e)) => not_let_go(remote_id, e),
             });
             if let Waiting::Receive(id) = &waiter {
                 self.answer_if_lost(id);
@@ -276,8 +288,8 @@ impl Core {
         self.give_up_receives(now);
         let limit = self.shared.options.transfer_timeout;
         let why = "the peer has published anew, and transfers with it do not come to rest";
-        for (_, waiting) in self.peers.waited_too_long(limit, now) {
-            self.tell(waiting, &Err(Error::new(Status::PeerLost, why)));
+        for (key, waiting) in self.peers.waited_too_long(limit, now) {
+            self.tell(&key, waiting, &Err(Error::new(Status::PeerLost, why)));
         }
         self.estimates.prune(REMEMBERED, now);
         // Sooner than the consumer does, so that nothing is written to where it no longer waits.

@@ -134,6 +134,12 @@ inline result<void> done(kvf_status s) {
   return last(s);
 }
 
+// What is wrong with a name that C would see the beginning of only.
+inline std::optional<failure> nul_in(const std::string& name, const char* what) {
+  if (name.find('\0') == std::string::npos) return std::nullopt;
+  return failure{status::invalid_argument, std::string(what) + " contains a NUL"};
+}
+
 // Owns a handle of type H, which `End` ends.
 template <class H, void (*End)(H)>
 class owner {

@@ -101,6 +101,8 @@ class scheduler {
   explicit scheduler(kvf_scheduler handle) noexcept : handle_(handle) {}
 
   static result<scheduler> try_create(const scheduler_options& options) {
+    if (auto bad = detail::nul_in(options.engine_id, "engine_id")) return *std::move(bad);
+    if (auto bad = detail::nul_in(options.host, "host")) return *std::move(bad);
     std::vector<kvf_transfer_group> groups;
     groups.reserve(options.groups.size());
     for (const auto& g : options.groups)
@@ -137,6 +139,7 @@ class scheduler {
   // trailing prompt tokens the engine has to take off it. `flags`: KVF_ADD_...
   result<std::uint64_t> try_add(const std::string& id, byte_view json,
                                 std::uint64_t prompt_tokens, std::uint32_t flags = 0) {
+    if (auto bad = detail::nul_in(id, "request_id")) return *std::move(bad);
     std::uint64_t drop = 0;
     const kvf_status s = kvf_scheduler_add(handle(), id.c_str(), json.data(), json.size(),
                                            prompt_tokens, flags, &drop);

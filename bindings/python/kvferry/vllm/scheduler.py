@@ -1,12 +1,19 @@
-"""The scheduler's side of vLLM's connector interface: one call of the library for each of vLLM's."""
+"""The scheduler's side of vLLM's connector interface: one call of the library for each of vLLM's.
+
+Those to which there is no answer are put off, in their order, until the next one that has an answer: at the
+latest that for the bytes of the same step. A call of the library from Python costs as much as all that stock
+vLLM's scheduler does in some of its methods.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vllm.logger import init_logger
 from vllm.v1.request import RequestStatus
 
-from ..scheduler import Finish, Keep, Mode, RequestBlocks, Scheduler, TransferGroup
+from ..errors import InvalidArgumentError, InvalidStateError
+from ..scheduler import Finish, Finished, Keep, Mode, RequestBlocks, Scheduler, TransferGroup
 from .config import (
     Settings,
     backoff_tokens,
@@ -16,12 +23,14 @@ from .config import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from vllm.config import VllmConfig
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
+
+logger = init_logger("vllm.kvferry")
 
 #: How vLLM says that a request ended. What is not here is an error.
 FINISH = {
@@ -59,43 +68,74 @@ class SchedulerSide:
             pin=settings.pin,
             registration_timeout=settings.registration_timeout,
         )
+        self._bidirectional = settings.bidirectional
+        #: What vLLM has said and the library has not heard: a call and its argument.
+        self._put_off: list[tuple[Callable[[Any], object], Any]] = []
 
     def add(self, request: Request) -> None:
         params = request.kv_transfer_params
         if not params:
             return
-        surplus = self._library.add(
-            request.request_id,
-            params,
-            request.num_prompt_tokens,
-            reads_prefix_cache=not request.get_skip_reading_prefix_cache(),
-        )
-        if surplus:
-            _drop_prompt_tokens(request, surplus)
+        if params.get("do_remote_decode"):
+            if self._put_off:
+                self._catch_up()
+            surplus = self._add(request)
+            if surplus:
+                _drop_prompt_tokens(request, surplus)
+        else:
+            self._put_off.append((self._add, request))
+
+    def _add(self, request: Request) -> int:
+        try:
+            return self._library.add(
+                request.request_id,
+                request.kv_transfer_params,
+                request.num_prompt_tokens,
+                reads_prefix_cache=not request.get_skip_reading_prefix_cache(),
+            )
+        except (InvalidArgumentError, InvalidStateError) as e:
+            # One request's id must not cost the engine. From here on it is a local one.
+            logger.error("request %r: %s; it is computed here", request.request_id, e)
+            request.kv_transfer_params = None
+            return 0
+
+    def _catch_up(self) -> None:
+        calls, self._put_off = self._put_off, []
+        for call, argument in calls:
+            call(argument)
 
     def match(self, request: Request, computed: int) -> int:
+        if self._put_off:
+            self._catch_up()
         if not request.kv_transfer_params:
             return 0
         return self._library.match(request.request_id, request.num_prompt_tokens, computed)
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external: int) -> None:
+        if self._put_off:
+            self._catch_up()
         params = request.kv_transfer_params
         if not params:
             return
-        groups = [_uncached(blocks.blocks[group]) for group in self._cache.transfer_group_ids]
+        groups = ()
+        if external:
+            # Else nothing is written to them.
+            groups = [_uncached(blocks.blocks[group]) for group in self._cache.transfer_group_ids]
         if self._library.allocated(request.request_id, groups, external):
             # The request must not load again when it is scheduled again; vLLM, too, looks at these.
             params["do_remote_prefill"] = False
             params["_remote_blocks_processed"] = True
 
     def build_step(self) -> bytes:
+        if self._put_off:
+            self._catch_up()
         return self._library.build_step()
 
     def reported(self, received: Iterable[str] | None, sent: Iterable[str] | None) -> None:
         if received:
-            self._library.received(received)
+            self._put_off.append((self._library.received, tuple(received)))
         if sent:
-            self._library.sent(sent)
+            self._put_off.append((self._library.sent, tuple(sent)))
 
     def finished(
         self, request: Request, block_ids: Sequence[list[int]]
@@ -103,25 +143,39 @@ class SchedulerSide:
         params = request.kv_transfer_params
         if not params:
             return False, None
+        if not (
+            self._bidirectional or params.get("do_remote_decode") or params.get("do_remote_prefill")
+        ):
+            # A decode engine's, and scheduled before: nothing is kept for anybody. (vLLM itself keeps the
+            # blocks of one that is being received.)
+            self._put_off.append((self._end, request))
+            return False, None
+        if self._put_off:
+            self._catch_up()
         groups = [
             _without_leading_nulls(blocks)
             for blocks in self._cache.select_transfer_block_ids(block_ids)
         ]
-        keep, answer = self._library.finished(
-            request.request_id,
-            FINISH.get(request.status, Finish.ERROR),
-            groups,
-            request.num_computed_tokens,
+        keep, answer = self._end(request, groups)
+        return keep == Keep.UNTIL_SENT, answer
+
+    def _end(self, request: Request, groups: Sequence[RequestBlocks] = ()) -> Finished:
+        if request.kv_transfer_params is None:
+            return Finished(Keep.NO, None)
+        how = FINISH.get(request.status, Finish.ERROR)
+        end = self._library.finished(
+            request.request_id, how, groups, request.num_computed_tokens
         )
         # As vLLM's own does: the request is not loaded any more, whatever asks from now on.
-        params["do_remote_prefill"] = False
-        # Blocks that are being received vLLM keeps by itself until the receive is reported.
-        return keep == Keep.UNTIL_SENT, answer
+        request.kv_transfer_params["do_remote_prefill"] = False
+        return end
 
     def serve(self, payloads: dict[tuple[int, int], bytes]) -> None:
         self._library.serve(payloads)
 
     def has_pending(self) -> bool:
+        if self._put_off:
+            self._catch_up()
         return self._library.has_pending()
 
     def close(self) -> None:
@@ -130,13 +184,11 @@ class SchedulerSide:
 
 def _uncached(blocks: Sequence[Any]) -> RequestBlocks:
     """Ids of the blocks that the prefix cache did not have, and where in the table they begin."""
-    first, ids = 0, []
-    for index, block in enumerate(blocks):
-        if block.block_hash is None and not block.is_null:
-            if not ids:
-                first = index
-            ids.append(block.block_id)
-    return RequestBlocks(ids, first if ids else len(blocks))
+    ids = [b.block_id for b in blocks if b.block_hash is None and not b.is_null]
+    if not ids:
+        return RequestBlocks(ids, len(blocks))
+    new = (i for i, b in enumerate(blocks) if b.block_hash is None and not b.is_null)
+    return RequestBlocks(ids, next(new))
 
 
 def _without_leading_nulls(blocks: list[int]) -> RequestBlocks:
