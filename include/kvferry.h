@@ -2329,7 +2329,10 @@ typedef struct kvf_scheduler_options {
   uint32_t struct_size;
   /** A KVF_MODE_... value. */
   uint32_t mode;
-  /** Names this engine to others; the same in all of its ranks, another one after a restart. */
+  /**
+   * Names this engine to others; the same in all of its ranks, best another one after a restart:
+   * stock readers tell an engine's lives apart by it.
+   */
   const char *engine_id;
   /**
    * Host or address under which other engines reach this one's listener, and on which it
@@ -2413,7 +2416,7 @@ typedef struct kvf_request_blocks {
 typedef struct kvf_scheduler_stats {
   /** Requests that were added with parameters and have not finished. */
   uint64_t requests;
-  /** Of these, the ones whose KV the engine waits for. */
+  /** Requests whose KV the engine waits for, those that have ended meanwhile too. */
   uint64_t receiving;
   /** Finished requests whose blocks are kept. */
   uint64_t holds;
@@ -2445,8 +2448,8 @@ kvf_status kvf_scheduler_create(const kvf_scheduler_options *options,
  * A request has entered the engine. From here on its blocks on the other engine are kept alive by
  * heartbeats, which steps carry.
  *
- * @param request_id     This engine's id of it, 1 to 1,024 bytes; never used again before the
- *                       request was finished and reported.
+ * @param request_id     This engine's id of it, 1 to 1,024 bytes; not one of a request that is
+ *                       still to be reported as received or sent.
  * @param params         Its `kv_transfer_params` as JSON, or nothing: a local request. So is one
  *                       whose parameters cannot be read or lack what is needed, with a line in
  *                       the log: a router's mistake costs a request its shortcut, nothing else.
@@ -2455,6 +2458,7 @@ kvf_status kvf_scheduler_create(const kvf_scheduler_options *options,
  * @param drop_tokens    Receives how many trailing prompt tokens the engine has to take off the
  *                       request: its consumer computes them. 0 except on producers with
  *                       `backoff_tokens`. Any thread.
+ * @return `KVF_ERR_INVALID_STATE` for an id that is still to be reported. Nothing has changed then.
  */
 KVF_MUST_USE
 kvf_status kvf_scheduler_add(kvf_scheduler scheduler,
@@ -2489,7 +2493,8 @@ kvf_status kvf_scheduler_match(kvf_scheduler scheduler,
  * cache has the whole prompt, the producer is told that it can free its blocks.
  *
  * @param groups           For each group the blocks that the prefix cache did not have, without
- *                         null blocks; may be empty if `external_tokens` is 0.
+ *                         null blocks; may be empty if `external_tokens` is 0. Of all groups
+ *                         together at most 1,048,576, in `kvf_scheduler_finished()` too.
  * @param external_tokens  What `kvf_scheduler_match()` said, if the engine sets the request
  *                         aside; else 0.
  * @param staged           Receives 1 if the request's transfer is arranged from now on. An engine
@@ -2507,7 +2512,8 @@ kvf_status kvf_scheduler_allocated(kvf_scheduler scheduler,
 /**
  * Takes what the workers have to do since the last call, and gives it to none of them: hand the
  * bytes to the worker half of every rank, in this order. Call it in every engine step, also when
- * nothing runs; a step in which nothing happens has about ten bytes.
+ * nothing runs; a step in which nothing happens has about ten bytes. None has more than 64 MiB:
+ * what does not fit comes with the next.
  *
  * @param step  Receives the bytes; free with `kvf_buffer_free()`. Any thread.
  */

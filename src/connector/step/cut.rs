@@ -216,7 +216,7 @@ mod tests {
         let mut step = whole();
         let mut rounds = 0;
         let mut names = deeds(&[whole()]).len();
-        while deeds(std::slice::from_ref(&step)) != [] {
+        while !deeds(std::slice::from_ref(&step)).is_empty() {
             let rest = step.cut(1);
             names -= deeds(std::slice::from_ref(&step)).len();
             step = rest;
