@@ -142,7 +142,7 @@ impl Model {
             self.drop_keys(id);
         }
         if matches!(self.policy, Policy::Elastic { .. }) {
-            self.window = self.window.saturating_sub(n / 4);
+            self.window = self.window.saturating_sub(n / 16);
         }
         self.settle();
     }
