@@ -40,7 +40,8 @@ fn a_worker_that_has_no_cache() {
 
 #[test]
 fn options_that_cannot_be() {
-    let bad: [(&str, fn(&mut WorkerOptions)); 5] = [
+    type Change = fn(&mut WorkerOptions);
+    let bad: [(&str, Change); 5] = [
         ("engine_id", |o| o.engine_id.clear()),
         ("compat_hash", |o| o.compat_hash = Some("A".repeat(64))),
         ("lease", |o| o.lease = Duration::ZERO),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvferry::agent::Agent;
-use kvferry::connector::step::Step;
+use kvferry::connector::step::{Receive, Step};
 use kvferry::connector::wire::{AgentMetadata, Payload};
 use kvferry::memory::MemKind;
 use kvferry::side_channel::Rank;
@@ -207,9 +207,10 @@ fn an_engine_cannot_take_the_agent_of_another() {
 
 #[test]
 fn requests_that_cannot_be_are_failed_one_by_one() {
+    type Change = fn(&mut Receive);
     let (mut p, d) = Engine::pair("local");
     round_trip(&mut p, &d, 1, &lists(&[3, 4], &[7, 8], 0), 0);
-    let changes: [(&str, fn(&mut kvferry::connector::step::Receive)); 7] = [
+    let changes: [(&str, Change); 7] = [
         ("a block that is not there", |r| r.local[0][0] = 1_000_000),
         ("a remote block that is not there", |r| {
             r.remote[0][0] = 1_000_000
