@@ -200,7 +200,7 @@ class Ours:
         names, length, _keep = self.queue._agents([self.peer])
         message = array("B", _convert.payload(b"request-0123456789:1", "notification")[0])
         argument = array("Q", (q._SUBMISSION | 1 << 32, self.plan.handle, names, length, lists.address,
-                               lists.count, q._tokens(None), message.buffer_info()[0], len(message), 0))
+                               lists.count, q._tokens(None), message.buffer_info()[0], len(message), 0, 0, 0))
         ticket, at, call = ctypes.c_uint64(), argument.buffer_info()[0], q.lib.kvf_queue_submit
         took = []
         for _ in range(SHAPES[len(local)]):
