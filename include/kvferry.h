@@ -3753,8 +3753,8 @@ kvf_status kvf_pool_client_connect(const kvf_pool_client_options *options,
 /**
  * Ends the session, with which everything that it holds goes back, and the handle. Any thread.
  *
- * @return `KVF_ERR_TIMEOUT` or `KVF_ERR_PEER_LOST` if the server does not answer; the handle has ended
- *         all the same, and the server takes everything back by itself.
+ * @return `KVF_ERR_TIMEOUT` or `KVF_ERR_PEER_LOST` if the server does not answer; the handle has
+ *         ended all the same, and the server takes everything back by itself.
  */
 kvf_status kvf_pool_client_close(kvf_pool_client client);
 
@@ -3766,8 +3766,8 @@ kvf_status kvf_pool_client_close(kvf_pool_client client);
  * @param stop_on_error  1: those behind one that failed are not carried out.
  * @return The status of the first operation that failed. `KVF_ERR_TIMEOUT` if there was no answer,
  *         `KVF_ERR_PEER_LOST` if there will be none: then no outcome is known, and the client is of
- *         no use any more. `KVF_ERR_NOT_FOUND` also if the session has ended: nothing that it held is
- *         its own any more. Any thread.
+ *         no use any more. `KVF_ERR_NOT_FOUND` also if the session has ended: nothing that it held
+ *         is its own any more. Any thread.
  */
 KVF_MUST_USE
 kvf_status kvf_pool_client_run(kvf_pool_client client,

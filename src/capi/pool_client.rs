@@ -207,8 +207,8 @@ pub unsafe extern "C" fn kvf_pool_client_connect(
 
 /// Ends the session, with which everything that it holds goes back, and the handle. Any thread.
 ///
-/// @return `KVF_ERR_TIMEOUT` or `KVF_ERR_PEER_LOST` if the server does not answer; the handle has ended
-///         all the same, and the server takes everything back by itself.
+/// @return `KVF_ERR_TIMEOUT` or `KVF_ERR_PEER_LOST` if the server does not answer; the handle has
+///         ended all the same, and the server takes everything back by itself.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvf_pool_client_close(client: kvf_pool_client) -> kvf_status {
     guard(|| CLIENTS.remove(client.id)?.close())
@@ -221,8 +221,8 @@ pub extern "C" fn kvf_pool_client_close(client: kvf_pool_client) -> kvf_status {
 /// @param stop_on_error  1: those behind one that failed are not carried out.
 /// @return The status of the first operation that failed. `KVF_ERR_TIMEOUT` if there was no answer,
 ///         `KVF_ERR_PEER_LOST` if there will be none: then no outcome is known, and the client is of
-///         no use any more. `KVF_ERR_NOT_FOUND` also if the session has ended: nothing that it held is
-///         its own any more. Any thread.
+///         no use any more. `KVF_ERR_NOT_FOUND` also if the session has ended: nothing that it held
+///         is its own any more. Any thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn kvf_pool_client_run(
