@@ -53,7 +53,7 @@ fn what_does_not_fit_comes_with_the_next_step() {
             let all = [&step.receives[..], &step.registrations].concat();
             all.into_iter().find(|r| r.request_id == id).unwrap()
         };
-        assert_eq!(of(&first, "d0").local, [blocks.clone()]);
+        assert_eq!(of(&first, "d0").local, std::slice::from_ref(&blocks));
         assert_eq!(of(&second, "late").local, [[5]]);
         match mode {
             Mode::Pull => {
