@@ -30,7 +30,7 @@ from harness.router import Pair  # noqa: E402
 
 POOLS = {"vLLM's pool": {}, "default policy": {"KVFERRY_BLOCK_POOL": "local"}}
 BLOCK, BLOCKS = 32, 640
-PREFIXES, SESSIONS, AT_ONCE = 6, 24, 4
+PREFIXES, SESSIONS, AT_ONCE = 6, 40, 4
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def load(pair: Pair, turns: int) -> dict[str, float]:
 
     def session(number: int) -> list[float]:
         source = random.Random(number)
-        text = shared[number % PREFIXES] + prompt(source.randrange(20, 600), 100 + number)
+        text = shared[number % PREFIXES] + prompt(source.randrange(600, 2000), 100 + number)
         times = []
         for turn in range(turns):
             params = pair.prefill_leg(text)
