@@ -429,15 +429,20 @@ impl Engine {
         self.next().into_iter().enumerate().map(check).collect()
     }
 
-    /// Nothing is under way or remembered, but for this many peers.
+    /// Nothing is under way or remembered, but for this many peers, and what has been said of requests
+    /// that are not known.
     #[track_caller]
     pub fn at_rest(&self, peers: usize) {
-        let want = WorkerState {
-            peers,
-            ..WorkerState::default()
-        };
         for rank in &self.ranks {
-            eventually("rest", || rank.worker.state() == want);
+            eventually("rest", || {
+                let state = rank.worker.state();
+                let want = WorkerState {
+                    peers,
+                    early: state.early,
+                    ..WorkerState::default()
+                };
+                state == want
+            });
             assert!(rank.worker.poll().is_empty());
         }
     }

@@ -94,6 +94,9 @@ pub struct WorkerState {
     pub peers: usize,
     /// Handshakes under way.
     pub handshakes: usize,
+    /// Push: requests that a producer says to have written, and that no step has named yet. Forgotten
+    /// after a minute.
+    pub early: usize,
 }
 
 #[derive(Default)]
@@ -103,6 +106,7 @@ struct StateCells {
     pushes: AtomicUsize,
     peers: AtomicUsize,
     handshakes: AtomicUsize,
+    early: AtomicUsize,
 }
 
 /// The KV cache, once it is registered.
@@ -317,6 +321,7 @@ impl Worker {
             pushes: get(&s.pushes),
             peers: get(&s.peers),
             handshakes: get(&s.handshakes),
+            early: get(&s.early),
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::leases::ReadDone;
 use super::stats::Kind;
 use super::thread::Core;
+use crate::connector::Mode;
 use crate::connector::wire::Notification;
 
 impl Core {
@@ -55,6 +56,10 @@ impl Core {
                 self.forget_push(request_id);
                 self.shared.outbox.sent(request_id);
             }
+            // The step that asks for it may be on its way.
+            ReadDone::Unknown
+                if self.shared.options.mode == Mode::Push
+                    && self.receives.early.hear(request_id, from, Instant::now()) => {}
             ReadDone::Unknown => {
                 self.shared.stats.count(Kind::LateNotifications);
                 if self.once.first(from, "late") {

@@ -9,6 +9,7 @@ use super::peers::{Key, Waiting, Wanted};
 use super::stats::{Kind, RecordKind, RequestRecord, Times};
 use super::submission;
 use super::thread::Core;
+use super::written::Early;
 use crate::clock::monotonic_ns;
 use crate::connector::Mode;
 use crate::connector::step::Receive;
@@ -44,6 +45,8 @@ pub(super) struct Receiving {
     pub what: Receive,
     pub stage: Stage,
     pub link: Option<Arc<Link>>,
+    /// Push: agents that said that they had written it before they were told where by this rank.
+    pub early: HashSet<String>,
     canceled: bool,
     times: Times,
 }
@@ -54,6 +57,7 @@ impl Receiving {
             what,
             stage: Stage::Arrived,
             link: None,
+            early: HashSet::new(),
             canceled: false,
             times: Times::now(),
         }
@@ -70,6 +74,7 @@ pub(super) struct Receives {
     pub by_id: HashMap<String, Receiving>,
     by_ticket: HashMap<Ticket, String>,
     backlog: VecDeque<String>,
+    pub early: Early,
 }
 
 impl Receives {
@@ -118,7 +123,9 @@ impl Core {
             let (engine_id, remote_id) = (&what.peer.engine_id, &what.remote_request_id);
             self.estimates.heard(engine_id, remote_id, lease, since);
         }
-        self.receives.by_id.insert(id.clone(), Receiving::new(what));
+        let mut receiving = Receiving::new(what);
+        receiving.early = self.receives.early.take(&id);
+        self.receives.by_id.insert(id.clone(), receiving);
         self.resume(&id);
     }
 
@@ -367,6 +374,9 @@ impl Core {
         let Some(r) = self.receives.by_id.remove(id) else {
             return;
         };
+        if self.shared.options.mode == Mode::Push {
+            self.receives.early.ended(id, Instant::now());
+        }
         let peer = &r.what.peer.engine_id;
         if result.is_ok() {
             // After a failure it stays: the same request may be asked for again, and is no younger then.

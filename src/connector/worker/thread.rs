@@ -286,6 +286,7 @@ impl Core {
         }
         self.swept = now;
         self.give_up_receives(now);
+        self.receives.early.forget_old(now);
         let limit = self.shared.options.transfer_timeout;
         let why = "the peer has published anew, and transfers with it do not come to rest";
         for (key, waiting) in self.peers.waited_too_long(limit, now) {
@@ -320,6 +321,7 @@ impl Core {
         s.handshakes
             .store(self.handshakes.outstanding(), Ordering::Release);
         s.pushes.store(self.pushes.len(), Ordering::Release);
+        s.early.store(self.receives.early.len(), Ordering::Release);
         self.shared.outbox.publish();
     }
 
