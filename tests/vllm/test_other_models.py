@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 from harness.prompts import prompt
@@ -14,28 +15,36 @@ TOKENS = 16
 _seeds = itertools.count(3000)
 
 
+PAIRINGS = ("ours from ours", "ours from stock", "stock from ours", "stock from stock")
+
+
 @pytest.fixture(scope="module", params=["mla", "window", "hybrid"])
-def pairs(request, fleet) -> dict[str, Pair]:
-    """Ours and stock, each with both roles; stopped before the next model's start."""
-    kinds = ("ours", "stock")
-    engines = fleet(
-        *((f"{request.param}-{kind}-{n}", {"kind": request.param, "role": "kv_both", "connector": kind})
-          for kind in kinds for n in (1, 2))
-    )
-    ours, ours_too, stock, stock_too = engines
-    yield {
-        "ours from ours": Pair(ours, ours_too),
-        "ours from stock": Pair(stock, ours),
-        "stock from ours": Pair(ours, stock),
-        "stock from stock": Pair(stock, stock_too),
-    }
-    for engine in engines:
+def pairs(request, fleet) -> Iterator[dict[str, Pair]]:
+    """Ours and stock, each with both roles, as far as the selected tests need them; stopped before the next
+    model's start."""
+    items = [item for item in request.session.items if item.module is request.module]
+    wanted = [which for which in PAIRINGS if any(item.callspec.params["which"] == which for item in items)]
+    names: set[str] = set()
+    for which in wanted:
+        names |= set(_names(which))
+    model = request.param
+    settings = [
+        (f"{model}-{name}", {"kind": model, "role": "kv_both", "connector": name.split("-")[0]})
+        for name in sorted(names)
+    ]
+    engines = dict(zip(sorted(names), fleet(*settings)))
+    yield {which: Pair(*(engines[name] for name in _names(which))) for which in wanted}
+    for engine in engines.values():
         engine.stop()
 
 
-@pytest.mark.parametrize(
-    "which", ["ours from ours", "ours from stock", "stock from ours", "stock from stock"]
-)
+def _names(which: str) -> tuple[str, str]:
+    """The prefill and the decode engine of a pairing; a second one of a kind where both are of it."""
+    decode, prefill = which.split(" from ")
+    return f"{prefill}-1", f"{decode}-{2 if decode == prefill else 1}"
+
+
+@pytest.mark.parametrize("which", PAIRINGS)
 def test_tokens(pairs, which):
     pair = pairs[which]
     for length in (5, 128, 300, 1000):
