@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -97,7 +98,8 @@ CONFIGS = {
         "num_experts_per_tok": 2,
         "num_experts": 4,
         "norm_topk_prob": True,
-        "mlp_only_layers": list(range(LAYERS)),
+        # vLLM wants one layer with experts.
+        "mlp_only_layers": list(range(1, LAYERS)),
         "layer_types": ["linear_attention", "full_attention"] * (LAYERS // 2),
         "full_attention_interval": 2,
     },
@@ -107,6 +109,8 @@ CONFIGS = {
 _SCALES = {
     "embed_tokens": 1.0,
     "lm_head": 0.2,
+    "gate": 0.05,
+    "shared_expert_gate": 0.05,
     "gate_proj": 0.05,
     "up_proj": 0.05,
     "down_proj": 0.05,
@@ -138,10 +142,30 @@ def _shapes(kind: str) -> dict[str, tuple[int, ...]]:
             "input_layernorm.weight": (HIDDEN,),
             "post_attention_layernorm.weight": (HIDDEN,),
         }
+        if kind == "hybrid" and layer == 0:
+            of_layer = {n: shape for n, shape in of_layer.items() if not n.startswith("mlp.")}
+            of_layer |= _expert_shapes(CONFIGS[kind])
         if kind == "window":
             of_layer["pre_feedforward_layernorm.weight"] = (HIDDEN,)
             of_layer["post_feedforward_layernorm.weight"] = (HIDDEN,)
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in of_layer.items()}
+    return shapes
+
+
+def _expert_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """A layer whose feed-forward part is a choice of experts, and one that is shared."""
+    experts = [(f"experts.{n}", config["moe_intermediate_size"]) for n in range(config["num_experts"])]
+    experts.append(("shared_expert", config["shared_expert_intermediate_size"]))
+    shapes: dict[str, tuple[int, ...]] = {
+        "mlp.gate.weight": (config["num_experts"], HIDDEN),
+        "mlp.shared_expert_gate.weight": (1, HIDDEN),
+    }
+    for name, size in experts:
+        shapes |= {
+            f"mlp.{name}.gate_proj.weight": (size, HIDDEN),
+            f"mlp.{name}.up_proj.weight": (size, HIDDEN),
+            f"mlp.{name}.down_proj.weight": (HIDDEN, size),
+        }
     return shapes
 
 
