@@ -191,17 +191,28 @@ class Ours:
         return t1 - t0, t2 - t1, self.last.posted_ns / 1e9
 
     def c_submits(self, local, remote) -> list[float]:
-        """kvf_queue_submit alone, with the argument that Queue.submit would make."""
+        """kvf_queue_submit alone, with an argument that was made before."""
         from array import array
 
         from kvferry import _convert, queue as q
+        from kvferry._ffi import kvf_submission
 
         lists = q.BlockLists([(local, remote)])
         names, length, _keep = self.queue._agents([self.peer])
         message = array("B", _convert.payload(b"request-0123456789:1", "notification")[0])
-        argument = array("Q", (q._SUBMISSION | 1 << 32, self.plan.handle, names, length, lists.address,
-                               lists.count, q._tokens(None), message.buffer_info()[0], len(message), 0, 0, 0))
-        ticket, at, call = ctypes.c_uint64(), argument.buffer_info()[0], q.lib.kvf_queue_submit
+        argument = kvf_submission(
+            struct_size=ctypes.sizeof(kvf_submission),
+            has_notification=1,
+            plan=self.plan.handle,
+            agents=ctypes.cast(names, ctypes.POINTER(ctypes.c_char_p)),
+            agents_len=length,
+            groups=lists.address,
+            groups_len=lists.count,
+            tokens=q._tokens(None),
+            notification=message.buffer_info()[0],
+            notification_len=len(message),
+        )
+        ticket, at, call = ctypes.c_uint64(), ctypes.addressof(argument), q.lib.kvf_queue_submit
         took = []
         for _ in range(SHAPES[len(local)]):
             time.sleep(2e-3)  # the thread sleeps again: waking it is counted
